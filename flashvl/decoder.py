@@ -1,0 +1,131 @@
+"""The Qwen2 decoder: embeddings in, hidden states out, a cache if tokens come one by one.
+
+Source: Qwen2 (arXiv 2407.10671) as published: RoPE, grouped-query attention with bias on
+query, key and value alone, SwiGLU, RMSNorm before each part.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache import KVCache
+from .config import DecoderConfig
+from .layers import RMSNorm, SwiGLU
+
+
+class Decoder(nn.Module):
+    """embeddings (B, T, D) -> hidden states (B, T, D) after the last norm.
+
+    With a cache the T tokens follow those already in it. `head` turns hidden states into
+    logits (B, T, V); it is apart so that generation can ask for the last position alone.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(DecoderLayer(config, index) for index in range(config.layers))
+        self.norm = RMSNorm(config.width, config.eps)
+        nn.init.normal_(self.embedding.weight, std=config.width**-0.5)
+        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied_head:
+            self.head.weight = self.embedding.weight
+
+    def forward(self, embeddings: Tensor, cache: KVCache | None = None) -> Tensor:
+        x, tokens = embeddings, embeddings.shape[1]
+        seen = 0 if cache is None else cache.length
+        rotation = rope_rotation(
+            self.config, seen, tokens, x.device, x.dtype
+        )  # 2 x (T, head width)
+        mask = causal_mask(seen, tokens, x.device)  # (T, seen + T) or None
+        for layer in self.layers:
+            x = layer(x, rotation, mask, cache)
+        if cache is not None:
+            cache.advance(tokens)
+        return self.norm(x)
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm x), then x + mlp(norm x). (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.eps)
+        self.attention = DecoderAttention(config, index)
+        self.mlp_norm = RMSNorm(config.width, config.eps)
+        self.mlp = SwiGLU(config.width, config.mlp_width)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rotation, mask, cache)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class DecoderAttention(nn.Module):
+    """Causal attention in which H / K query heads share one key/value head.
+
+    (B, T, D) -> (B, T, D).
+    """
+
+    def __init__(self, config: DecoderConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.head_width = config.head_width
+        query_width = config.heads * config.head_width
+        key_value_width = config.key_value_heads * config.head_width
+        self.query = nn.Linear(config.width, query_width)
+        self.key = nn.Linear(config.width, key_value_width)
+        self.value = nn.Linear(config.width, key_value_width)
+        self.output = nn.Linear(query_width, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: KVCache | None,
+    ) -> Tensor:
+        split = (-1, self.head_width)
+        q = self.query(x).unflatten(-1, split).transpose(1, 2)  # (B, H, T, head width)
+        k = self.key(x).unflatten(-1, split).transpose(1, 2)  # (B, K, T, head width)
+        v = self.value(x).unflatten(-1, split).transpose(1, 2)  # (B, K, T, head width)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.append(self.index, k, v)  # (B, K, seen + T, head width)
+        # Without a mask, several tokens have nothing before them and one token sees all.
+        is_causal = mask is None and q.shape[2] > 1
+        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=True)
+        return self.output(x.transpose(1, 2).flatten(2))  # (B, T, D)
+
+
+def rope_rotation(
+    config: DecoderConfig, start: int, tokens: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of each position's angles, 2 x (T, head width); angles in float32."""
+    half = torch.arange(0, config.head_width, 2, device=device, dtype=torch.float32)
+    frequencies = 1.0 / config.rope_theta ** (half / config.head_width)  # (head width / 2)
+    positions = torch.arange(start, start + tokens, device=device, dtype=torch.float32)  # (T)
+    angles = torch.outer(positions, frequencies).repeat(1, 2)  # (T, head width)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turns the pairs (i, i + half) of each head by their angle. (..., T, head width), same out."""
+    cosine, sine = rotation
+    first, second = x.chunk(2, dim=-1)  # 2 x (..., T, head width / 2)
+    return x * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+def causal_mask(seen: int, tokens: int, device: torch.device) -> Tensor | None:
+    """(T, seen + T), true where a token may attend; None where attention needs no mask."""
+    if seen == 0 or tokens == 1:
+        return None
+    everything = torch.ones(tokens, seen + tokens, dtype=torch.bool, device=device)
+    return everything.tril(diagonal=seen)

@@ -1,0 +1,61 @@
+"""Errors that tell a person what is wrong, what was found and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class FlashVLError(Exception):
+    """Base of every error that flashvl raises on purpose; its text is one line."""
+
+
+class ImageError(FlashVLError):
+    """The picture cannot be read or used."""
+
+
+class MessageError(FlashVLError):
+    """The messages are not a conversation that the model can answer."""
+
+
+class ArgumentError(FlashVLError):
+    """An argument has a value that makes no sense."""
+
+
+class ConfigError(FlashVLError):
+    """A config file cannot be read, or says something that this code does not build."""
+
+
+class CheckpointError(FlashVLError):
+    """Weights or tokenizer files are missing, damaged or do not fit the config."""
+
+
+class DownloadError(FlashVLError):
+    """The hub cannot be reached, or does not have what was asked for."""
+
+
+class DeviceError(FlashVLError):
+    """The device is not there, or its memory does not suffice."""
+
+
+@contextmanager
+def out_of_memory_as_error(what: str) -> Iterator[None]:
+    """Turns every form in which memory runs out into a `DeviceError` that names `what`."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(_no_memory(what)) from error
+    except RuntimeError as error:
+        # The CPU allocator reports exhaustion as a plain RuntimeError.
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise DeviceError(_no_memory(what)) from error
+        raise
+
+
+def _no_memory(what: str) -> str:
+    return (
+        f"memory ran out while {what}; use a smaller picture or prompt, fewer new tokens, "
+        "--dtype bfloat16, or another --device"
+    )

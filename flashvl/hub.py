@@ -1,0 +1,125 @@
+"""From the name of a model to a folder of files: embedded, on disk, or from the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from .errors import CheckpointError, DownloadError
+
+# Everything that loading needs; code and pickle files of a repository are never fetched.
+WANTED_FILES = ["*.json", "*.safetensors", "merges.txt", "README.md", "LICENSE*"]
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+def find_model(name: str | Path, revision: str | None = None) -> Path:
+    """ "nano", a folder, or a repository id -> the folder with its files.
+
+    A repository is taken from the hub's cache on disk, else downloaded. Raises `CheckpointError`
+    for a name that is none of these and `DownloadError` if the hub does not give it.
+    """
+    if str(name) == "nano":
+        return weights_folder() / "nano"
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise CheckpointError(f"{name} is a file; give the folder that holds config.json")
+    if isinstance(name, str) and REPOSITORY.fullmatch(name):
+        return _cached(name, revision) or download(name, revision)
+    raise CheckpointError(
+        f'there is no model {name}; use "nano", a folder, or a repository such as '
+        f"{next(iter(published_models()))}"
+    )
+
+
+def download(repository: str, revision: str | None = None) -> Path:
+    """Fetches a repository into the hub's cache, resuming what is there; returns its folder.
+
+    The published models are pinned to the revision in `weights/published.json`. Raises
+    `DownloadError`.
+    """
+    try:
+        commit = _full_commit(repository, revision or pinned_revision(repository))
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=commit, allow_patterns=WANTED_FILES
+        )
+    except GatedRepoError as error:
+        raise DownloadError(f"{repository} asks for a login; run `hf auth login` first") from error
+    except RevisionNotFoundError as error:
+        raise DownloadError(f"{repository} has no revision {revision}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise DownloadError(f"the hub has no repository {repository}; check the name") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DownloadError(
+            f"{repository} could not be downloaded ({reason}); check the network and try again, "
+            "what has arrived is kept"
+        ) from error
+    return Path(folder)
+
+
+def pinned_revision(repository: str) -> str | None:
+    """The revision that this code was written for, of a published model; else None."""
+    return published_models().get(repository, {}).get("revision")
+
+
+@cache
+def published_models() -> dict[str, Any]:
+    """`weights/published.json`: repository id -> revision, totals and config."""
+    return json.loads((weights_folder() / "published.json").read_text(encoding="utf-8"))
+
+
+def weights_folder() -> Path:
+    """`weights/` beside the package in a clone, inside it once installed."""
+    package = Path(__file__).parent
+    inside = package / "weights"
+    return inside if inside.is_dir() else package.parent / "weights"
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The folder of a complete download, asking nobody; None if there is none."""
+    wanted = revision or pinned_revision(repository) or "main"
+    for cached in _cached_revisions(repository):
+        if cached.commit_hash.startswith(wanted) or wanted in cached.refs:
+            folder = Path(cached.snapshot_path)
+            if (folder / "config.json").exists():
+                return folder
+    return None
+
+
+def _cached_revisions(repository: str) -> list[Any]:
+    try:
+        repositories = huggingface_hub.scan_cache_dir().repos
+    except huggingface_hub.errors.CacheNotFound:
+        return []
+    return [
+        revision
+        for one in repositories
+        if one.repo_id == repository and one.repo_type == "model"
+        for revision in one.revisions
+    ]
+
+
+def _full_commit(repository: str, revision: str | None) -> str | None:
+    """The hub wants whole commit hashes; a short one is looked up among the commits."""
+    if revision is None or not re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        return revision
+    commits = huggingface_hub.HfApi().list_repo_commits(repository)
+    matches = [commit.commit_id for commit in commits if commit.commit_id.startswith(revision)]
+    if not matches:
+        raise DownloadError(f"{repository} has no commit {revision} any more; name a --revision")
+    return matches[0]

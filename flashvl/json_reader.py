@@ -1,0 +1,114 @@
+"""Reads typed values out of a JSON object and says in words what is wrong with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import ConfigError
+
+# Far above any model, and low enough that a damaged number is an error and not a hang.
+MOST = 10_000_000
+
+
+class Reader:
+    """A JSON object of the config file `name`. Every method raises `ConfigError`."""
+
+    def __init__(self, values: Any, name: str) -> None:
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{name} must be a JSON object, found {_shown(values)}")
+        self.values = values
+        self.name = name
+
+    def section(self, key: str, optional: bool = False) -> Reader:
+        values = self.values.get(key)
+        if values is None and optional:
+            values = {}
+        if values is None:
+            raise ConfigError(f'{self.name} has no "{key}"')
+        return Reader(values, f'"{key}" of {self.name}')
+
+    def only(self, known: Iterable[str]) -> None:
+        unknown = [key for key in self.values if key not in known]
+        if unknown:
+            raise ConfigError(
+                f"{self.name} has the unknown key {_shown(unknown[0])}; known: {', '.join(known)}"
+            )
+
+    def integer(
+        self, key: str, default: int | None = None, least: int = 1, most: int = MOST
+    ) -> int:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self._wrong(key, value, f"a whole number from {least} to {most}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+            raise self._wrong(key, value, "a number above 0")
+        return float(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "a text")
+        return value
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> str:
+        value = self._get(key, default)
+        if value not in choices:
+            raise self._wrong(key, value, "one of " + ", ".join(choices))
+        return value
+
+    def pair(self, key: str) -> tuple[str, str] | None:
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not _is_list_of(value, 2, str):
+            raise self._wrong(key, value, "two texts or null")
+        return tuple(value)
+
+    def channels(
+        self, key: str, default: tuple[float, ...], positive: bool = False
+    ) -> tuple[float, ...]:
+        value = self._get(key, default)
+        fits = _is_list_of(value, len(default), int | float) and all(map(math.isfinite, value))
+        if not fits or (positive and min(value) <= 0):
+            kind = "numbers above 0" if positive else "numbers"
+            raise self._wrong(key, value, f"{len(default)} {kind}")
+        return tuple(map(float, value))
+
+    def must_be(self, key: str, wanted: Any, why: str) -> None:
+        """Refuses a published option that this code does not build."""
+        if self.values.get(key, wanted) not in (wanted, None):
+            raise self._wrong(key, self.values[key], f"{_shown(wanted)} ({why})")
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.values.get(key, default)
+        if value is None and default is None:
+            raise ConfigError(f'{self.name} has no "{key}"')
+        return default if value is None else value
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> ConfigError:
+        return ConfigError(f'"{key}" of {self.name} must be {wanted}, found {_shown(value)}')
+
+
+def _is_list_of(value: Any, length: int, kind: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == length
+        and all(isinstance(one, kind) and not isinstance(one, bool) for one in value)
+    )
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,224 @@
+"""Flash-VL from a picture and a question to an answer. Read `forward` from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import check_tensors, load_tensors, read_config, read_headers, read_stop_ids
+from .compressor import Compressor
+from .config import FlashVLConfig
+from .decoder import Decoder
+from .device import choose_device, choose_dtype
+from .errors import ArgumentError, CheckpointError, MessageError, out_of_memory_as_error
+from .generate import check_max_new_tokens, generate, whole_characters
+from .hub import find_model
+from .image import ImageLike, load_image, normalise
+from .prompt import TILE_NEXT, TILE_START, Message, encode_messages
+from .sampling import Sampling
+from .saving import save_checkpoint
+from .siglip import SigLIPEncoder
+from .tiling import Grid, choose_grid, tile_image
+from .tokenizer import Tokenizer
+from .vision import VisionEncoder
+
+TOWERS = {"aimv2": VisionEncoder, "siglip": SigLIPEncoder}
+
+
+class FlashVL(nn.Module):
+    """The whole model: tower, compressor and decoder, wired. `FlashVL(config)` has random weights.
+
+    `tokenizer` and `stop_ids` come with `from_pretrained`, or are set by whoever trains a model.
+    """
+
+    def __init__(self, config: FlashVLConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision = TOWERS[config.vision.architecture](config.vision)
+        self.compressor = Compressor(config)
+        self.decoder = Decoder(config.decoder)
+        self.tokenizer: Tokenizer | None = None
+        self.stop_ids: frozenset[int] = frozenset()
+        self.folder: Path | None = None
+
+    def forward(
+        self, input_ids: Tensor, pixels: Tensor | None = None, grid: Grid | None = None
+    ) -> Tensor:
+        """Ids (B, T) with a place for each image token, pixels (S, C, height, width) -> (B, T, V).
+
+        pixels are the tiles of all rows, one after the other; None for text alone. `grid` is for
+        the stitching mode `mean` alone. Logits have the dtype of the weights.
+        """
+        embeddings = self.embed(input_ids, self.encode(pixels, grid))  # (B, T, D)
+        hidden = self.decoder(embeddings)  # (B, T, D)
+        return self.decoder.head(hidden)  # (B, T, V)
+
+    def encode(self, pixels: Tensor | None, grid: Grid | None = None) -> Tensor | None:
+        """Tiles (S, C, height, width) -> image tokens (S, T, D), or None for text alone."""
+        if pixels is None:
+            return None
+        features = self.vision(pixels.to(self.dtype))  # (S, N, vision width)
+        return self.compressor(features, grid)  # (S, T, D)
+
+    def embed(self, input_ids: Tensor, image_tokens: Tensor | None = None) -> Tensor:
+        """Text ids become embeddings, places -200 and -201 the image tokens in their order.
+
+        (B, T), (S, tokens, D) -> (B, T, D). Raises `ArgumentError` if there are not as many
+        places as tokens.
+        """
+        places = (input_ids == TILE_START) | (input_ids == TILE_NEXT)  # (B, T)
+        embeddings = self.decoder.embedding(input_ids.masked_fill(places, 0))  # (B, T, D)
+        if image_tokens is None:
+            image_tokens = embeddings.new_empty(0, 0, embeddings.shape[-1])
+        flat = image_tokens.flatten(0, 1)  # (S * tokens, D)
+        if places.device.type != "meta" and int(places.sum()) != len(flat):
+            raise ArgumentError(
+                f"input_ids have {int(places.sum())} places for image tokens, the pixels give "
+                f"{len(flat)}; take both from one call of prepare"
+            )
+        return embeddings.masked_scatter(places[..., None], flat.to(embeddings.dtype))
+
+    def prepare(
+        self, image: ImageLike | None, messages: Sequence[Message]
+    ) -> tuple[Tensor, Tensor | None]:
+        """A picture and a conversation -> input_ids (1, T), pixels (S, C, height, width) or None.
+
+        On the model's device; pixels are float32. Raises `ImageError`, `MessageError`.
+        """
+        pixels = None
+        if image is not None:
+            tiles, _ = tile_image(load_image(image), self.config.tiler)  # (S, height, width, C)
+            pixels = normalise(tiles, self.config.tiler.mean, self.config.tiler.std)
+            pixels = pixels.to(self.device)  # (S, C, height, width)
+        ids = encode_messages(
+            messages,
+            self._require_tokenizer(),
+            self.config.prompt,
+            tiles=0 if pixels is None else len(pixels),
+            tokens_per_tile=self.config.tokens_per_tile,
+        )
+        return torch.tensor([ids], device=self.device), pixels  # (1, T)
+
+    def grid(self, image: ImageLike) -> Grid:
+        """The (rows, columns) of tiles that a picture is cut into."""
+        image, tiler = load_image(image), self.config.tiler
+        return choose_grid(image.height, image.width, tiler.core_size, tiler.max_tiles)
+
+    def chat(
+        self,
+        image: ImageLike | None,
+        messages: Sequence[Message],
+        do_sample: bool = False,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> str:
+        """The answer to the last user turn, greedy unless `do_sample`. Source: the model card.
+
+        `image`: PIL image, path, bytes, (H, W, 3) uint8 array, or None. `messages`: the list so
+        far of {"role", "content"}; a system turn may come first and replaces the default one.
+        Raises `ImageError`, `MessageError`, `ArgumentError`, `DeviceError`.
+        """
+        sampling = Sampling(do_sample, temperature, top_p, top_k, repetition_penalty, seed)
+        return "".join(self._answer(image, messages, max_new_tokens, sampling))
+
+    def stream(
+        self,
+        image: ImageLike | None,
+        messages: Sequence[Message],
+        do_sample: bool = False,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> Iterator[str]:
+        """`chat` in pieces as they come, each of whole characters; joined they are its answer."""
+        sampling = Sampling(do_sample, temperature, top_p, top_k, repetition_penalty, seed)
+        return self._answer(image, messages, max_new_tokens, sampling)
+
+    def _answer(
+        self,
+        image: ImageLike | None,
+        messages: Sequence[Message],
+        max_new_tokens: int,
+        sampling: Sampling,
+    ) -> Iterator[str]:
+        check_max_new_tokens(max_new_tokens)
+        with out_of_memory_as_error("answering"):
+            image = None if image is None else load_image(image)
+            input_ids, pixels = self.prepare(image, messages)
+            self._check_length(input_ids.shape[1])
+            with torch.inference_mode():
+                grid = None if image is None else self.grid(image)
+                embeddings = self.embed(input_ids, self.encode(pixels, grid))  # (1, T, D)
+            text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
+            answer = generate(
+                self.decoder, embeddings, text_ids, max_new_tokens, sampling, self.stop_ids
+            )
+            yield from whole_characters(answer, self._require_tokenizer())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        revision: str | None = None,
+        assumptions: Mapping[str, Any] | None = None,
+    ) -> FlashVL:
+        """Loads "nano", a folder in the published layout, or a repository of the hub.
+
+        `assumptions` overrides fields of `config.ASSUMPTIONS`. Raises `CheckpointError`,
+        `ConfigError`, `DownloadError`, `DeviceError`, `ArgumentError`.
+        """
+        device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
+        folder = find_model(name, revision)
+        headers = read_headers(folder)
+        config = read_config(folder, headers, assumptions)
+        tokenizer = Tokenizer.from_folder(folder)
+        with torch.device("meta"):
+            model = cls(config)
+        check_tensors(model, config, headers)
+        with out_of_memory_as_error("loading the weights"):
+            load_tensors(model, config, headers, device, dtype)
+        model.tokenizer = tokenizer
+        model.stop_ids = read_stop_ids(folder, tokenizer)
+        model.folder = folder
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Writes the published layout. Raises `CheckpointError` rather than replace a model."""
+        save_checkpoint(self, Path(folder), overwrite)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embedding.weight.dtype
+
+    def _require_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise CheckpointError(
+                "this model has no tokenizer; load one with from_pretrained, or set model.tokenizer"
+            )
+        return self.tokenizer
+
+    def _check_length(self, tokens: int) -> None:
+        context = self.config.decoder.context
+        if tokens >= context:
+            raise MessageError(
+                f"the prompt has {tokens} tokens, the model's context {context}; use a shorter "
+                "conversation or a picture of fewer tiles"
+            )

@@ -1,0 +1,96 @@
+"""Writes a model as a folder in the published layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import torch
+from torch import nn
+
+from .config import FlashVLConfig
+from .errors import CheckpointError
+from .names import published_name
+
+if TYPE_CHECKING:
+    from .model import FlashVL
+
+# The published files are cut at this size.
+SHARD_SIZE = "5GB"
+# Files that this code does not need in full, but that other loaders read.
+COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TOKENIZER_CONFIG = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}
+
+
+def save_checkpoint(model: FlashVL, folder: Path, overwrite: bool) -> None:
+    """Config, tensors, tokenizer, preprocessor and generation config into `folder`.
+
+    The small files of the folder that the model came from are copied as they are. Each file
+    appears whole or not at all. Raises `CheckpointError` if `folder` holds a model already and
+    `overwrite` is false.
+    """
+    if (folder / "config.json").exists() and not overwrite:
+        raise CheckpointError(f"{folder} holds a model already; pass overwrite=True to replace it")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+        written = Path(temporary)
+        huggingface_hub.save_torch_state_dict(
+            published_state(model, model.config), written, max_shard_size=SHARD_SIZE
+        )
+        dtype = str(model.dtype).removeprefix("torch.")
+        _write_json(written / "config.json", model.config.to_dict() | {"torch_dtype": dtype})
+        _write_json(written / "preprocessor_config.json", preprocessor(model.config))
+        if model.tokenizer is not None:
+            model.tokenizer.save(written / "tokenizer.json")
+            _write_json(written / "tokenizer_config.json", TOKENIZER_CONFIG)
+        if model.stop_ids:
+            stop_ids = {"eos_token_id": sorted(model.stop_ids)}
+            _write_json(written / "generation_config.json", stop_ids)
+        for name in COMPANIONS:
+            if model.folder is not None and (model.folder / name).exists():
+                shutil.copyfile(model.folder / name, written / name)
+        names = {file.name for file in written.iterdir()}
+        for name in names:
+            os.replace(written / name, folder / name)
+    for stale in folder.glob("model*.safetensors*"):
+        if stale.name not in names:
+            stale.unlink()
+
+
+def published_state(model: nn.Module, config: FlashVLConfig) -> dict[str, torch.Tensor]:
+    """Published tensor name -> tensor, in the files' order; a tied head is left out."""
+    vision = config.vision
+    return {
+        published_name(name, vision.architecture, vision.tensor_prefix): parameter.detach()
+        for part in ("vision", "decoder", "compressor")
+        for name, parameter in model.named_parameters()
+        if name.startswith(f"{part}.")
+    }
+
+
+def preprocessor(config: FlashVLConfig) -> dict[str, Any]:
+    """preprocessor_config.json in CLIP's or SigLIP's form."""
+    siglip = config.vision.architecture == "siglip"
+    size = config.tiler.tile_size
+    return {
+        "image_processor_type": "SiglipImageProcessor" if siglip else "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "do_normalize": True,
+        "size": {"height": size, "width": size},
+        "resample": config.tiler.resample,
+        "rescale_factor": 1 / 255,
+        "image_mean": list(config.tiler.mean),
+        "image_std": list(config.tiler.std),
+    }
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
