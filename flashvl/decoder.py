@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import KVCache
-from .config import DecoderConfig
+from .config_parts import DecoderConfig
 from .layers import RMSNorm, SwiGLU
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,17 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
+from .checkpoint import Headers, TensorHeader, tensor_files
 from .errors import CheckpointError, DownloadError
 
 # Everything that loading needs; code and pickle files of a repository are never fetched.
-WANTED_FILES = ["*.json", "*.safetensors", "merges.txt", "README.md", "LICENSE*"]
+SMALL_FILES = ["*.json", "merges.txt", "README.md", "LICENSE*"]
+WANTED_FILES = [*SMALL_FILES, "*.safetensors"]
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -38,8 +43,8 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
         return folder
     if folder.is_file():
         raise CheckpointError(f"{name} is a file; give the folder that holds config.json")
-    if isinstance(name, str) and REPOSITORY.fullmatch(name):
-        return _cached(name, revision) or download(name, revision)
+    if is_repository(str(name)):
+        return _cached(str(name), revision) or download(str(name), revision)
     raise CheckpointError(
         f'there is no model {name}; use "nano", a folder, or a repository such as '
         f"{next(iter(published_models()))}"
@@ -52,24 +57,61 @@ def download(repository: str, revision: str | None = None) -> Path:
     The published models are pinned to the revision in `weights/published.json`. Raises
     `DownloadError`.
     """
-    try:
+    with hub_errors(repository, revision):
         commit = _full_commit(repository, revision or pinned_revision(repository))
-        folder = huggingface_hub.snapshot_download(
-            repository, revision=commit, allow_patterns=WANTED_FILES
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=commit, allow_patterns=WANTED_FILES
+            )
         )
+
+
+@contextmanager
+def hub_errors(repository: str, revision: str | None) -> Iterator[None]:
+    """Every way in which the hub refuses or fails becomes a `DownloadError`."""
+    try:
+        yield
     except GatedRepoError as error:
         raise DownloadError(f"{repository} asks for a login; run `hf auth login` first") from error
     except RevisionNotFoundError as error:
         raise DownloadError(f"{repository} has no revision {revision}") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise DownloadError(f"the hub has no repository {repository}; check the name") from error
+        raise DownloadError(
+            f"the hub has no repository {repository}, and there is no such folder here; "
+            "check the name"
+        ) from error
+    except NotASafetensorsRepoError as error:
+        raise DownloadError(f"{repository} has no safetensors files") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DownloadError(
             f"{repository} could not be downloaded ({reason}); check the network and try again, "
             "what has arrived is kept"
         ) from error
-    return Path(folder)
+
+
+def fetch_headers(repository: str, revision: str | None = None) -> tuple[Path, Headers]:
+    """The small files of a repository, in a folder, and its tensors' headers; no weights.
+
+    Raises `DownloadError`.
+    """
+    with hub_errors(repository, revision):
+        commit = _full_commit(repository, revision or pinned_revision(repository))
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=commit, allow_patterns=SMALL_FILES
+        )
+        metadata = huggingface_hub.get_safetensors_metadata(repository, revision=commit)
+    headers = {
+        name: TensorHeader(Path(file), tensor.dtype, tuple(tensor.shape))
+        for file, content in metadata.files_metadata.items()
+        for name, tensor in content.tensors.items()
+    }
+    return Path(folder), headers
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` has the form owner/name and is no folder here."""
+    return bool(REPOSITORY.fullmatch(name)) and not Path(name).is_dir()
 
 
 def pinned_revision(repository: str) -> str | None:
@@ -96,8 +138,9 @@ def _cached(repository: str, revision: str | None) -> Path | None:
     for cached in _cached_revisions(repository):
         if cached.commit_hash.startswith(wanted) or wanted in cached.refs:
             folder = Path(cached.snapshot_path)
-            if (folder / "config.json").exists():
-                return folder
+            with suppress(CheckpointError):  # a download that was cut off goes on instead
+                if (folder / "config.json").exists() and tensor_files(folder):
+                    return folder
     return None
 
 

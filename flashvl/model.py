@@ -177,7 +177,7 @@ class FlashVL(nn.Module):
     ) -> FlashVL:
         """Loads "nano", a folder in the published layout, or a repository of the hub.
 
-        `assumptions` overrides fields of `config.ASSUMPTIONS`. Raises `CheckpointError`,
+        `assumptions` overrides fields of `config_parts.ASSUMPTIONS`. Raises `CheckpointError`,
         `ConfigError`, `DownloadError`, `DeviceError`, `ArgumentError`.
         """
         device = choose_device(device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .config import PromptConfig
+from .config_parts import PromptConfig
 from .errors import MessageError
 from .tokenizer import Tokenizer
 

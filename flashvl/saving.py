@@ -54,6 +54,8 @@ def save_checkpoint(model: FlashVL, folder: Path, overwrite: bool) -> None:
         for name in COMPANIONS:
             if model.folder is not None and (model.folder / name).exists():
                 shutil.copyfile(model.folder / name, written / name)
+        for file in written.glob("*.safetensors"):
+            shutil.copymode(written / "config.json", file)  # the library lets the owner alone read
         names = {file.name for file in written.iterdir()}
         for name in names:
             os.replace(written / name, folder / name)

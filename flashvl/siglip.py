@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import VisionConfig
+from .config_parts import VisionConfig
 from .vision import PatchEmbedding, middle_positions, run_layers
 
 

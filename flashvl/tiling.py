@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import TilerConfig
+from .config_parts import TilerConfig
 from .image import resize
 
 Grid = tuple[int, int]  # rows, columns of tiles

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import VisionConfig
+from .config_parts import VisionConfig
 from .layers import RMSNorm, SwiGLU
 
 
