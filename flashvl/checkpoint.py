@@ -7,9 +7,9 @@ is mapped from the file, not copied, unless another dtype or device is asked for
 
 from __future__ import annotations
 
-import copy
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .config import FlashVLConfig
 from .errors import CheckpointError, ConfigError
+from .json_reader import copy_of, shown
 from .names import our_name, published_name
 from .tokenizer import Tokenizer
 
@@ -54,7 +55,7 @@ def read_config(
     `assumptions` override both. Raises `ConfigError`.
     """
     published = fit_to_tensors(read_json(folder / "config.json"), headers)
-    if assumptions:
+    if assumptions and isinstance(published["assumptions"], dict):
         published["assumptions"] = published["assumptions"] | dict(assumptions)
     config = FlashVLConfig.from_dict(published)
     preprocessor = folder / "preprocessor_config.json"
@@ -67,9 +68,10 @@ def fit_to_tensors(published: Mapping[str, Any], headers: Headers) -> dict[str, 
     They are the patch size and grid, the compressor's widths, whether the head is tied, whether
     there is a pooling head, and what stands before the tower's names.
     """
-    published = {"assumptions": {}} | copy.deepcopy(dict(published))
+    published = copy_of(published, "config.json")
     vision, decoder = published.get("vision_config"), published.get("llm_config")
-    assumed = published["assumptions"]
+    stated = published.get("assumptions")
+    assumed = published["assumptions"] = {} if stated is None else stated
     if not all(isinstance(part, dict) for part in (vision, decoder, assumed)):
         return published  # `FlashVLConfig.from_dict` says what is wrong
     if isinstance(vision.get("vision_config"), dict):
@@ -85,7 +87,8 @@ def fit_to_tensors(published: Mapping[str, Any], headers: Headers) -> dict[str, 
                 continue
             side, patch = math.isqrt(position_shape[-2]), patch_shape[-1]
             vision |= {"image_size": side * patch, "patch_size": patch}
-            vision["vision_use_head"] = prefix + "head.probe" in headers
+            if patches.startswith("embeddings."):  # SigLIP's names
+                vision["vision_use_head"] = prefix + "head.probe" in headers
             assumed["tensor_prefix"] = prefix
             folded = _width(headers, "adp.p0.0.weight") // max(patch_shape[0], 1)
             if folded > 1:
@@ -135,7 +138,7 @@ def _shard(folder: Path, name: str) -> Path:
         raise CheckpointError(f"{INDEX} names the file {name!r}, which lies outside its folder")
     if not name.endswith(".safetensors"):
         raise CheckpointError(f"{INDEX} names {name!r}; only .safetensors files are opened")
-    if not (folder / name).is_file():
+    if not os.path.isfile(folder / name):  # False for a name that cannot be one
         raise CheckpointError(
             f"the shard {name} is missing in {folder}; download the model again, it resumes"
         )
@@ -262,7 +265,7 @@ def read_stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
         )
     stop_ids = stated if isinstance(stated, list) else [stated]
     if not all(isinstance(one, int) and not isinstance(one, bool) for one in stop_ids):
-        raise ConfigError(f'"eos_token_id" of {file} must be ids, found {stated!r}')
+        raise ConfigError(f'"eos_token_id" of {file} must be ids, found {shown(stated)}')
     return frozenset(stop_ids)
 
 

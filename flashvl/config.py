@@ -22,7 +22,7 @@ from .config_parts import (
     VisionConfig,
 )
 from .errors import ConfigError
-from .json_reader import Reader
+from .json_reader import MOST, Reader, copy_of
 from .kinds import KINDS, Kind
 
 
@@ -38,7 +38,7 @@ class FlashVLConfig:
     compressor: CompressorConfig
     decoder: DecoderConfig
     tiler: TilerConfig
-    prompt: PromptConfig = PromptConfig()
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -59,6 +59,7 @@ class FlashVLConfig:
     def from_dict(cls, published: Mapping[str, Any]) -> FlashVLConfig:
         """Reads a published config.json as it is. Raises `ConfigError`."""
         from_file = Reader(published, "config.json")
+        source = copy_of(published, "config.json")
         model_type = from_file.choice("model_type", tuple(KINDS))
         kind = KINDS[model_type]
         assumed = from_file.section("assumptions", optional=True)
@@ -89,7 +90,7 @@ class FlashVLConfig:
                 system=assumed.text("system", PromptConfig.system),
                 slice_markers=assumed.pair("slice_markers"),
             ),
-            source=copy.deepcopy(dict(published)),
+            source=source,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,7 +106,11 @@ class FlashVLConfig:
             },
         }
         eps_name = "rms_norm_eps" if vision.architecture == "aimv2" else "layer_norm_eps"
-        published["vision_config"] = published.get("vision_config", {}) | {
+        tower = published.setdefault("vision_config", {})
+        if vision.architecture == "siglip":
+            tower = tower.get("vision_config", tower)
+            tower["vision_use_head"] = vision.pooling_head
+        tower |= {
             "hidden_size": vision.width,
             "intermediate_size": vision.mlp_width,
             "num_hidden_layers": vision.layers,
@@ -115,8 +120,6 @@ class FlashVLConfig:
             "num_channels": vision.channels,
             eps_name: vision.eps,
         }
-        if vision.architecture == "siglip":
-            published["vision_config"]["vision_use_head"] = vision.pooling_head
         published["llm_config"] = published.get("llm_config", {}) | {
             "vocab_size": decoder.vocabulary,
             "hidden_size": decoder.width,
@@ -130,6 +133,8 @@ class FlashVLConfig:
             "rms_norm_eps": decoder.eps,
             "tie_word_embeddings": decoder.tied_head,
         }
+        if rope := published["llm_config"].get("rope_parameters"):
+            rope["rope_theta"] = decoder.rope_theta
         return published
 
     def with_preprocessor(self, preprocessor: Mapping[str, Any]) -> FlashVLConfig:
@@ -166,8 +171,7 @@ def _vision(from_file: Reader, kind: Kind, assumed: Reader) -> VisionConfig:
         tensor_prefix=assumed.text("tensor_prefix", VisionConfig.tensor_prefix),
     )
     _divides(from_file, "num_attention_heads", vision.heads, "hidden_size", vision.width)
-    if vision.patch_size > vision.image_size:
-        raise ConfigError(f"{from_file.name}: a patch is larger than the image")
+    _divides(from_file, "patch_size", vision.patch_size, "image_size", vision.image_size)
     if vision.feature_layer >= vision.layers:
         raise ConfigError(
             f"{assumed.name}: feature_layer {vision.feature_layer} does not exist, "
@@ -184,8 +188,9 @@ def _reduction(from_file: Reader, vision: VisionConfig, kind: Kind) -> tuple[int
     if side**2 == tokens and side <= vision.side:
         if kind.stitched and (vision.side - side) % 2 == 0:
             return (vision.side - side) // 2, 1
-        if not kind.stitched and vision.side % side == 0:
-            return 0, vision.side // side
+        shuffle, rest = divmod(vision.side, side)
+        if not kind.stitched and rest == 0 and vision.width * shuffle**2 <= MOST:
+            return 0, shuffle
     raise ConfigError(
         f'"image_token_num" of {from_file.name} is {tokens}, which does not come out of '
         f"{vision.side} x {vision.side} patches"
@@ -211,7 +216,7 @@ def _decoder(from_file: Reader) -> DecoderConfig:
         layers=from_file.integer("num_hidden_layers", 32, most=1000),
         heads=heads,
         key_value_heads=from_file.integer("num_key_value_heads", heads),
-        head_width=from_file.integer("head_dim", max(width // heads, 1)),
+        head_width=from_file.integer("head_dim", max(width // heads, 1), most=10_000),
         context=from_file.integer("max_position_embeddings", 32768),
         rope_theta=rope.number("rope_theta", from_file.number("rope_theta", 10000.0)),
         eps=from_file.number("rms_norm_eps", 1e-6),

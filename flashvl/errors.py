@@ -11,6 +11,10 @@ import torch
 class FlashVLError(Exception):
     """Base of every error that flashvl raises on purpose; its text is one line."""
 
+    def __init__(self, message: str) -> None:
+        # A file's name or another library's words may have line breaks.
+        super().__init__(" ".join(message.splitlines()))
+
 
 class ImageError(FlashVLError):
     """The picture cannot be read or used."""

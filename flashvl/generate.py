@@ -50,13 +50,13 @@ def generate(
         generator = torch.Generator(device)
         generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
     logits = prefill(decoder, embeddings, cache)
-    if not logits.isfinite().all():
-        raise CheckpointError(
-            "the model gives numbers that are not finite; run `flashvl verify --values` on its "
-            "folder, or use --dtype float32"
-        )
     seen = text_ids
     for step in range(capacity - tokens):
+        if not logits.isfinite().all():
+            raise CheckpointError(
+                "the model gives numbers that are not finite; run `flashvl verify --values` on its "
+                "folder, or use --dtype float32"
+            )
         token = next_token(logits, seen, sampling, generator)  # (1, 1)
         token_id = token.item()
         if token_id in stop_ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +14,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     NotASafetensorsRepoError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -38,10 +37,10 @@ def find_model(name: str | Path, revision: str | None = None) -> Path:
     """
     if str(name) == "nano":
         return weights_folder() / "nano"
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
+    folder = os.path.expanduser(name)  # unlike Path, os.path bears names that cannot be one
+    if os.path.isdir(folder):
+        return Path(folder)
+    if os.path.isfile(folder):
         raise CheckpointError(f"{name} is a file; give the folder that holds config.json")
     if is_repository(str(name)):
         return _cached(str(name), revision) or download(str(name), revision)
@@ -82,7 +81,9 @@ def hub_errors(repository: str, revision: str | None) -> Iterator[None]:
         ) from error
     except NotASafetensorsRepoError as error:
         raise DownloadError(f"{repository} has no safetensors files") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
+    except DownloadError:
+        raise
+    except Exception as error:  # the client lets its network library's own errors through
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DownloadError(
             f"{repository} could not be downloaded ({reason}); check the network and try again, "
@@ -161,7 +162,9 @@ def _full_commit(repository: str, revision: str | None) -> str | None:
     """The hub wants whole commit hashes; a short one is looked up among the commits."""
     if revision is None or not re.fullmatch(r"[0-9a-f]{7,39}", revision):
         return revision
-    commits = huggingface_hub.HfApi().list_repo_commits(repository)
+    api = huggingface_hub.HfApi()
+    api.model_info(repository)  # fails at once without a network; the next would try for long
+    commits = api.list_repo_commits(repository)
     matches = [commit.commit_id for commit in commits if commit.commit_id.startswith(revision)]
     if not matches:
         raise DownloadError(f"{repository} has no commit {revision} any more; name a --revision")

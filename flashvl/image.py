@@ -38,8 +38,10 @@ def load_image(image: ImageLike) -> Image.Image:
         )
     _check_size(*image.size)
     try:
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, ZeroDivisionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # damaged metadata, or a lazily opened picture: as in `_decode`
         raise ImageError(f"the image is damaged or not supported: {_one_line(error)}") from error
 
 
@@ -61,7 +63,7 @@ def normalise(tiles: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 
 def _read(path: str | os.PathLike) -> Image.Image:
     try:
-        contents = Path(path).expanduser().read_bytes()
+        contents = Path(os.path.expanduser(path)).read_bytes()
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {path}; check the path of the image") from error
     except (OSError, ValueError) as error:

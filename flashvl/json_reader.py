@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import copy
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,13 +12,16 @@ from .errors import ConfigError
 # Far above any model, and low enough that a damaged number is an error and not a hang.
 MOST = 10_000_000
 
+_SHORT = reprlib.Repr()  # shows a few levels and elements of what may be nested without end
+_SHORT.maxstring = 60
+
 
 class Reader:
     """A JSON object of the config file `name`. Every method raises `ConfigError`."""
 
     def __init__(self, values: Any, name: str) -> None:
         if not isinstance(values, Mapping):
-            raise ConfigError(f"{name} must be a JSON object, found {_shown(values)}")
+            raise ConfigError(f"{name} must be a JSON object, found {shown(values)}")
         self.values = values
         self.name = name
 
@@ -33,7 +37,7 @@ class Reader:
         unknown = [key for key in self.values if key not in known]
         if unknown:
             raise ConfigError(
-                f"{self.name} has the unknown key {_shown(unknown[0])}; known: {', '.join(known)}"
+                f"{self.name} has the unknown key {shown(unknown[0])}; known: {', '.join(known)}"
             )
 
     def integer(
@@ -58,7 +62,7 @@ class Reader:
 
     def text(self, key: str, default: str) -> str:
         value = self._get(key, default)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or lone_surrogate(value) is not None:
             raise self._wrong(key, value, "a text")
         return value
 
@@ -80,7 +84,9 @@ class Reader:
         self, key: str, default: tuple[float, ...], positive: bool = False
     ) -> tuple[float, ...]:
         value = self._get(key, default)
-        fits = _is_list_of(value, len(default), int | float) and all(map(math.isfinite, value))
+        fits = _is_list_of(value, len(default), int | float) and all(
+            -1e12 < one < 1e12 for one in value
+        )
         if not fits or (positive and min(value) <= 0):
             kind = "numbers above 0" if positive else "numbers"
             raise self._wrong(key, value, f"{len(default)} {kind}")
@@ -89,7 +95,7 @@ class Reader:
     def must_be(self, key: str, wanted: Any, why: str) -> None:
         """Refuses a published option that this code does not build."""
         if self.values.get(key, wanted) not in (wanted, None):
-            raise self._wrong(key, self.values[key], f"{_shown(wanted)} ({why})")
+            raise self._wrong(key, self.values[key], f"{shown(wanted)} ({why})")
 
     def _get(self, key: str, default: Any) -> Any:
         value = self.values.get(key, default)
@@ -98,7 +104,7 @@ class Reader:
         return default if value is None else value
 
     def _wrong(self, key: str, value: Any, wanted: str) -> ConfigError:
-        return ConfigError(f'"{key}" of {self.name} must be {wanted}, found {_shown(value)}')
+        return ConfigError(f'"{key}" of {self.name} must be {wanted}, found {shown(value)}')
 
 
 def _is_list_of(value: Any, length: int, kind: Any) -> bool:
@@ -109,6 +115,24 @@ def _is_list_of(value: Any, length: int, kind: Any) -> bool:
     )
 
 
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
+def copy_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A copy that shares nothing. Raises `ConfigError` if `values` are nested without end."""
+    try:
+        return copy.deepcopy(dict(values))
+    except RecursionError as error:
+        raise ConfigError(f"{name} is nested too deeply to be a config") from error
+
+
+def shown(value: Any) -> str:
+    """A value from a file or a person, in at most 60 characters of an error's line."""
+    text = " ".join(_SHORT.repr(value).split())
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def lone_surrogate(text: str) -> int | None:
+    """Where a text has half a character, which JSON can hold and Unicode cannot; else None."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

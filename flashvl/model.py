@@ -186,6 +186,11 @@ class FlashVL(nn.Module):
         headers = read_headers(folder)
         config = read_config(folder, headers, assumptions)
         tokenizer = Tokenizer.from_folder(folder)
+        if tokenizer.vocabulary > config.decoder.vocabulary:
+            raise CheckpointError(
+                f"the tokenizer has {tokenizer.vocabulary} tokens, the decoder embeds "
+                f"{config.decoder.vocabulary}; the two are not of one model"
+            )
         with torch.device("meta"):
             model = cls(config)
         check_tensors(model, config, headers)

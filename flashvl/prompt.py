@@ -10,6 +10,7 @@ from typing import Any
 
 from .config_parts import PromptConfig
 from .errors import MessageError
+from .json_reader import lone_surrogate, shown
 from .tokenizer import Tokenizer
 
 # A tile's first place, and each of its further places, in `input_ids`.
@@ -74,23 +75,19 @@ def check_messages(messages: Any) -> None:
             raise MessageError(f'message {number} must have a "role" and a "content"')
         role, content = message["role"], message["content"]
         if role not in ROLES:
-            raise MessageError(f"message {number} has the role {role!r}; use {', '.join(ROLES)}")
+            raise MessageError(
+                f"message {number} has the role {shown(role)}; use {', '.join(ROLES)}"
+            )
         if role == "system" and number > 1:
             raise MessageError(f"message {number} is a system turn; only the first may be one")
         if not isinstance(content, str):
             raise MessageError(
                 f"the content of message {number} must be text, found {type(content).__name__}"
             )
-        _check_unicode(content, number)
+        if (place := lone_surrogate(content)) is not None:
+            raise MessageError(
+                f"the content of message {number} has a lone surrogate at {place}; "
+                "it is not valid Unicode"
+            )
     if messages[-1]["role"] != "user":
         raise MessageError("the last message must be a user turn, for the model to answer it")
-
-
-def _check_unicode(content: str, number: int) -> None:
-    try:
-        content.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise MessageError(
-            f"the content of message {number} has a lone surrogate at {error.start}; "
-            "it is not valid Unicode"
-        ) from error

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from .errors import ArgumentError
 
+POSITIVE = "a number from 1e-30 to 1e30"
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -26,13 +28,12 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _require(_number(self.temperature) and self.temperature > 0, "temperature", "above 0", self)
+        _require(_positive(self.temperature), "temperature", POSITIVE, self)
         _require(
             _number(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self
         )
         _require(_whole(self.top_k) and self.top_k >= 0, "top_k", "a whole number, 0 for all", self)
-        penalty = self.repetition_penalty
-        _require(_number(penalty) and penalty > 0, "repetition_penalty", "above 0", self)
+        _require(_positive(self.repetition_penalty), "repetition_penalty", POSITIVE, self)
         seeded = self.seed is None or (_whole(self.seed) and 0 <= self.seed < 2**63)
         _require(seeded, "seed", "a whole number from 0, or None", self)
 
@@ -40,12 +41,12 @@ class Sampling:
 def next_token(
     logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None
 ) -> Tensor:
-    """logits (B, V), seen ids (B, T) -> ids (B, 1)."""
+    """logits (B, V), seen ids (B, T) -> ids (B, 1). Computes in float32."""
+    logits = logits.float()
     if sampling.repetition_penalty != 1.0:
         logits = penalise(logits, seen, sampling.repetition_penalty)
     if not sampling.do_sample:
         return logits.argmax(dim=-1, keepdim=True)
-    logits = logits.float()
     logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # no overflow to inf
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
@@ -76,7 +77,12 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _positive(value: object) -> bool:
+    """Far enough from 0 and infinity that float32 logits stay finite."""
+    return _number(value) and 1e-30 <= value <= 1e30
 
 
 def _whole(value: object) -> bool:

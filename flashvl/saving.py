@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
+from .checkpoint import INDEX, SINGLE
 from .config import FlashVLConfig
 from .errors import CheckpointError
 from .names import published_name
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 SHARD_SIZE = "5GB"
 # Files that this code does not need in full, but that other loaders read.
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+WRITTEN = ("config.json", "preprocessor_config.json", "tokenizer.json", SINGLE, INDEX, *COMPANIONS)
 TOKENIZER_CONFIG = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}
 
 
@@ -32,10 +35,20 @@ def save_checkpoint(model: FlashVL, folder: Path, overwrite: bool) -> None:
 
     The small files of the folder that the model came from are copied as they are. Each file
     appears whole or not at all. Raises `CheckpointError` if `folder` holds a model already and
-    `overwrite` is false.
+    `overwrite` is false, or if `folder` cannot be written.
     """
-    if (folder / "config.json").exists() and not overwrite:
-        raise CheckpointError(f"{folder} holds a model already; pass overwrite=True to replace it")
+    present = [name for name in WRITTEN if (folder / name).exists()]
+    if present and not overwrite:
+        raise CheckpointError(
+            f"{folder} holds a model already ({present[0]}); pass overwrite=True to replace it"
+        )
+    try:
+        _write_folder(model, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+
+
+def _write_folder(model: FlashVL, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         written = Path(temporary)
@@ -59,9 +72,10 @@ def save_checkpoint(model: FlashVL, folder: Path, overwrite: bool) -> None:
         names = {file.name for file in written.iterdir()}
         for name in names:
             os.replace(written / name, folder / name)
-    for stale in folder.glob("model*.safetensors*"):
-        if stale.name not in names:
-            stale.unlink()
+    for stale in (SINGLE, INDEX, "model-?????-of-?????.safetensors"):
+        for file in folder.glob(stale):
+            if file.name not in names:
+                file.unlink()
 
 
 def published_state(model: nn.Module, config: FlashVLConfig) -> dict[str, torch.Tensor]:
@@ -95,4 +109,4 @@ def preprocessor(config: FlashVLConfig) -> dict[str, Any]:
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

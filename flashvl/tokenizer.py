@@ -31,6 +31,8 @@ class Tokenizer:
 
     def __init__(self, definition: dict[str, Any]) -> None:
         try:
+            if definition["model"].get("continuing_subword_prefix"):
+                raise ValueError("not a byte-level BPE")  # the library would end the process
             added = definition.get("added_tokens") or []
             self.control = {token["content"]: token["id"] for token in added}
             self._hidden = {token["id"] for token in added if token["special"]}
@@ -52,7 +54,12 @@ class Tokenizer:
         if (folder / "tokenizer.json").exists():
             return cls(_read_json(folder / "tokenizer.json"))
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            return cls(_definition_from_parts(folder))
+            try:
+                return cls(_definition_from_parts(folder))
+            except (AttributeError, KeyError, TypeError) as error:
+                raise CheckpointError(
+                    f"{folder} has a damaged added_tokens.json or tokenizer_config.json"
+                ) from error
         raise CheckpointError(
             f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt"
         )
@@ -70,6 +77,12 @@ class Tokenizer:
         if token not in self.control:
             raise CheckpointError(f"the tokenizer has no control token {token}")
         return self.control[token]
+
+    @property
+    def vocabulary(self) -> int:
+        """One more than the largest id."""
+        ids = [*self._tokenizer.get_vocab().values(), *self.control.values()]
+        return max(ids, default=-1) + 1
 
     def save(self, file: Path) -> None:
         definition = json.loads(self._tokenizer.to_str())
@@ -123,7 +136,7 @@ def _special_tokens(folder: Path) -> set[str]:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(_read_text(file))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a JSON object")

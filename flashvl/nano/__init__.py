@@ -1,0 +1,1 @@
+"""The embedded model: its world (scenes, questions), its training and its scoring."""

@@ -1,0 +1,126 @@
+"""`flashvl score`: how often a model's greedy answers about unseen scenes are right.
+
+A greedy answer is right exactly if, after the question and every beginning of the right answer,
+the next id of the right answer is the likeliest. So one pass over question and answer together
+tells what generating would give; `tests/nano` holds this against `chat`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from ..image import normalise
+from ..model import FlashVL
+from ..tiling import tile_image
+from .data import IGNORED, encode_conversation, pad
+from .questions import KINDS, LANGUAGES, Question
+from .scenes import scene, scoring_number
+
+Score = dict[tuple[str, str], tuple[int, int]]  # (kind, language) -> right, asked
+
+
+def score(model: FlashVL, numbers: Iterable[int]) -> Score:
+    """Asks the questions of the scenes of these numbers, each in a conversation of its own."""
+    right, asked = Counter(), Counter()
+    for number in numbers:
+        drawn = scene(number)
+        tiles, grid = tile_image(drawn.picture, model.config.tiler)
+        answers = right_answers(model, tiles, grid, drawn.questions)
+        for question, is_right in zip(drawn.questions, answers):
+            asked[question.kind, question.language] += 1
+            right[question.kind, question.language] += is_right
+    return {key: (right[key], asked[key]) for key in asked}
+
+
+@torch.inference_mode()
+def right_answers(model: FlashVL, tiles, grid, questions: tuple[Question, ...]) -> list[bool]:
+    """For each question about one picture, whether the greedy answer is the right one.
+
+    tiles (S, height, width, C) uint8, as `tile_image` gives them.
+    """
+    tiler = model.config.tiler
+    pixels = normalise(tiles, tiler.mean, tiler.std).to(model.device)  # (S, C, height, width)
+    image_tokens = model.encode(pixels, grid)  # (S, tokens, D)
+    conversations = [
+        encode_conversation([question], model.tokenizer, model.config, len(tiles))
+        for question in questions
+    ]
+    input_ids, labels = (part.to(model.device) for part in pad(conversations))  # 2 x (B, T)
+    every_row = image_tokens.repeat(len(questions), 1, 1)  # (B * S, tokens, D)
+    hidden = model.decoder(model.embed(input_ids, every_row))  # (B, T, D)
+    return _all_likeliest(model, hidden[:, :-1], labels[:, 1:]).tolist()
+
+
+def _all_likeliest(model: FlashVL, hidden: Tensor, labels: Tensor) -> Tensor:
+    """hidden (B, T, D), labels (B, T) -> (B), true where each label is the likeliest id."""
+    answers = labels != IGNORED  # (B, T)
+    wrong = torch.zeros_like(answers)
+    wrong[answers] = model.decoder.head(hidden[answers]).argmax(-1) != labels[answers]
+    return ~wrong.any(dim=1)  # (B)
+
+
+def as_table(result: Score) -> str:
+    """A row for each kind of question, a column for each language, and all together."""
+    columns = (*LANGUAGES, "all")
+    lines = [f"{'questions':12}" + "".join(f"{column:>9}" for column in columns)]
+    for kind in (*KINDS, "all"):
+        shares = (_share(result, kind, column) for column in columns)
+        cells = ("-" if share is None else f"{share:.1%}" for share in shares)
+        lines.append(f"{kind:12}" + "".join(f"{cell:>9}" for cell in cells))
+    return "\n".join(lines)
+
+
+def as_json(result: Score, model: str, scenes: int, seed: int) -> str:
+    shares = {
+        f"{kind}_{language}": _share(result, kind, language)
+        for kind in (*KINDS, "all")
+        for language in (*LANGUAGES, "all")
+    }
+    asked = sum(asked for _, asked in result.values())
+    return json.dumps({"model": model, "scenes": scenes, "seed": seed, "questions": asked} | shares)
+
+
+def _share(result: Score, kind: str, language: str) -> float | None:
+    """Right answers of those asked, or None if none was asked."""
+    chosen = [
+        counts
+        for (its_kind, its_language), counts in result.items()
+        if kind in (its_kind, "all") and language in (its_language, "all")
+    ]
+    asked = sum(asked for _, asked in chosen)
+    return round(sum(right for right, _ in chosen) / asked, 4) if asked else None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="nano", help='"nano" or a folder (default: nano)')
+    parser.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.scenes < 1:
+        raise ArgumentError(f"--scenes must be at least 1, found {options.scenes}")
+    if not 0 <= options.seed < 2**20:
+        raise ArgumentError(f"--seed must be from 0 to {2**20 - 1}, found {options.seed}")
+    model = FlashVL.from_pretrained(options.model, options.device)
+    numbers = [scoring_number(options.seed, index) for index in range(options.scenes)]
+    result = score(model, _with_progress(numbers))
+    print(as_table(result))
+    print(as_json(result, options.model, options.scenes, options.seed))
+
+
+def _with_progress(numbers: list[int]) -> Iterable[int]:
+    for done, number in enumerate(numbers):
+        if done % 20 == 0:
+            print(f"\r{done} of {len(numbers)} scenes", end="", file=sys.stderr, flush=True)
+        yield number
+    print("\r" + " " * 40 + "\r", end="", file=sys.stderr)

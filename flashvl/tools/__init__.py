@@ -1,0 +1,1 @@
+"""What inspects, compares and measures models; no box of the model itself."""
