@@ -1,4 +1,4 @@
-"""The parts of a model's config: frozen dataclasses. A number that follows from others is a property.
+"""The parts of a model's config. A number that follows from others is a property.
 
 What nobody has published is in `ASSUMPTIONS`: each such field can be overridden, in a config.json
 under the key "assumptions" or in Python.

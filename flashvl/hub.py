@@ -112,7 +112,7 @@ def fetch_headers(repository: str, revision: str | None = None) -> tuple[Path, H
 
 def is_repository(name: str) -> bool:
     """Whether `name` has the form owner/name and is no folder here."""
-    return bool(REPOSITORY.fullmatch(name)) and not Path(name).is_dir()
+    return bool(REPOSITORY.fullmatch(name)) and not os.path.isdir(name)
 
 
 def pinned_revision(repository: str) -> str | None:

@@ -1,0 +1,275 @@
+"""Every layer and the logits beside transformers, float32, on random checkpoints of all kinds.
+
+"Within 1e-5 relative" means: the largest |ours - reference| of a layer's output is at most 1e-5
+of the largest |reference| in it.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from checkpoints import KINDS, make_checkpoint
+from photographs import photograph
+from safetensors.torch import load_file
+
+from flashvl import FlashVL
+from flashvl.tools.parity import (
+    COMPRESSOR_LAYERS,
+    compare_layers,
+    decoder_layers,
+    difference,
+    tower_layers,
+)
+
+TOLERANCE = 1e-5
+SINGLE = "model.safetensors"
+QUESTION = [{"role": "user", "content": "What is in this picture?"}]
+WIDER = {
+    "tower_width": 80,
+    "tower_mlp_width": 144,
+    "tower_layers": 5,
+    "tower_heads": 5,
+    "patch": 6,
+    "side": 16,
+    "compressor_width": 72,
+    "width": 96,
+    "mlp_width": 160,
+    "layers": 5,
+    "heads": 6,
+    "key_value_heads": 3,
+    "unused_rows": 0,
+}
+CHECKPOINTS = {
+    "one file, head of its own": {},
+    "shards, tied head": {"seed": 1, "shards": 3, "tied": True, "tokenizer_form": "parts"},
+    "other sizes": {"seed": 2, "shards": 2} | WIDER,
+    "one key/value head": {"seed": 3, "heads": 4, "key_value_heads": 1, "layers": 2},
+    "bfloat16 file": {"seed": 4, "dtype": torch.bfloat16},
+    "float16 file, config by transformers": {
+        "seed": 5,
+        "dtype": torch.float16,
+        "config_by_library": True,
+    },
+    "head of its own, config says tied": {"seed": 6, "config_says_tied": True},
+    "tied head, config says not": {"seed": 7, "tied": True, "config_says_tied": False},
+}
+
+
+def layer_differences(model: FlashVL, reference, image) -> list:
+    """Tower, compressor and decoder, each side on its own outputs."""
+    input_ids, pixels = model.prepare(image, QUESTION)
+    their_pixels, grid = reference.pixels(image), reference.grid(image)
+    their_ids = reference.input_ids(QUESTION, len(their_pixels))
+    assert torch.equal(input_ids, their_ids)
+    tower = reference.tower_for(their_pixels)
+    in_tower, ours, theirs = compare_layers(
+        tower_layers(model.config.vision),
+        model,
+        tower,
+        lambda: model.vision(pixels),
+        lambda: tower(their_pixels),
+    )
+    in_compressor, ours, theirs = compare_layers(
+        COMPRESSOR_LAYERS,
+        model,
+        reference.compressor,
+        lambda: model.compressor(ours, model.grid(image)),
+        lambda: reference.compressor(reference.reduce(theirs, grid)),
+    )
+    in_decoder, *_ = compare_layers(
+        decoder_layers(model.config.decoder),
+        model,
+        reference.decoder,
+        lambda: model.decoder.head(model.decoder(model.embed(input_ids, ours))),
+        lambda: reference.logits(reference.embed(their_ids, theirs)),
+    )
+    return in_tower + in_compressor + in_decoder
+
+
+def assert_all_within(differences: list, tolerance: float = TOLERANCE) -> None:
+    beyond = [one for one in differences if not one.relative <= tolerance]
+    assert not beyond, beyond
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", CHECKPOINTS)
+def test_every_layer(kind, form, tmp_path):
+    reference = make_checkpoint(tmp_path, kind=kind, **CHECKPOINTS[form])
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    differences = layer_differences(model, reference, photograph("chelsea.png"))
+    spec = reference.spec
+    assert len(differences) >= spec.tower_layers + spec.layers + 9
+    assert_all_within(differences)
+
+
+@pytest.mark.parametrize("stitching", ["trim", "mean", "none"])
+@pytest.mark.parametrize("side", [8, 16])
+def test_every_layer_of_each_stitching_mode(stitching, side, tmp_path):
+    reference = make_checkpoint(tmp_path, side=side, assumptions={"stitching": stitching})
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    for name in ("chelsea.png", "text.png", "astronaut.png"):
+        assert_all_within(layer_differences(model, reference, photograph(name)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(64, 64), (150, 100), (100, 150), (620, 100), (90, 500)])
+def test_logits_of_any_number_of_tiles(kind, size, tmp_path):
+    reference = make_checkpoint(tmp_path, kind=kind, seed=5)
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    image = photograph("coffee.png").resize(size)
+    assert model.grid(image) == reference.grid(image)
+    input_ids, pixels = model.prepare(image, QUESTION)
+    with torch.inference_mode():
+        logits = model(input_ids, pixels)
+    assert_all_within(
+        [difference("logits", logits, reference.logits(reference.prompt(image, QUESTION)))]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_public_parts_and_logits(kind, tmp_path):
+    """The surface that other tools rely on: vision, compressor, forward, with and without image."""
+    reference = make_checkpoint(tmp_path, kind=kind, seed=6)
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    image = photograph("rocket.jpg")
+    _, pixels = model.prepare(image, QUESTION)
+    grid = reference.grid(image)
+    with torch.inference_mode():
+        features = model.vision(pixels)
+        tokens = model.compressor(features)
+        text_ids, no_pixels = model.prepare(None, QUESTION)
+        pairs = {
+            "features": (features, reference.features(pixels)),
+            "tokens": (tokens, reference.image_tokens(pixels, grid)),
+            "text": (model(text_ids), reference.logits(reference.prompt(None, QUESTION))),
+        }
+    assert no_pixels is None
+    assert_all_within([difference(name, *pair) for name, pair in pairs.items()])
+
+
+def test_rows_of_a_batch_are_apart(tmp_path):
+    """Two prompts of the same length with a picture each give the logits that each gives alone."""
+    reference = make_checkpoint(tmp_path, kind="dynamic", seed=7)
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    images = [photograph(name).resize((150, 100)) for name in ("coffee.png", "rocket.jpg")]
+    prepared = [model.prepare(image, QUESTION) for image in images]
+    with torch.inference_mode():
+        logits = model(*(torch.cat(part) for part in zip(*prepared)))
+    expected = [reference.logits(reference.prompt(image, QUESTION)) for image in images]
+    assert_all_within([difference("logits", logits, torch.cat(expected))])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_saved_tensors_are_the_published_ones(kind, tied, tmp_path):
+    """Names, shapes and every number of the file that transformers' modules were written to."""
+    make_checkpoint(tmp_path / "first", kind=kind, seed=31, tied=tied)
+    model = FlashVL.from_pretrained(tmp_path / "first", device="cpu", dtype="float32")
+    model.save_pretrained(tmp_path / "again")
+    first, again = (load_file(tmp_path / name / SINGLE) for name in ("first", "again"))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compressor_of_small_features(kind, tmp_path):
+    """So small that the LayerNorm's epsilon counts."""
+    reference = make_checkpoint(tmp_path, kind=kind, seed=30)
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 64, reference.spec.tower_width, generator=generator) * 1e-2
+    with torch.inference_mode():
+        tokens = model.compressor(features)
+        expected = reference.compressor(reference.reduce(features, (1, 2)))
+    assert_all_within([difference("tokens", tokens, expected)])
+
+
+def test_feature_layer(tmp_path):
+    """The assumption `feature_layer` takes a layer's bare output."""
+    reference = make_checkpoint(tmp_path, seed=8, assumptions={"feature_layer": 1})
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    pixels = reference.pixels(photograph("text.png"))
+    with torch.inference_mode():
+        states = reference.tower(pixels, output_hidden_states=True).hidden_states
+        ours = model.vision(pixels)
+    assert_all_within([difference("features", ours, states[2])])  # 0 is the embeddings
+
+
+REAL_TOWERS = {
+    "dynamic-iss": {
+        "tower_width": 1536,
+        "tower_mlp_width": 4096,
+        "tower_heads": 12,
+        "patch": 14,
+        "width": 1536,
+        "mlp_width": 8960,
+        "heads": 12,
+        "key_value_heads": 2,
+        "compressor_width": 7168,
+    },
+    # A small decoder, since the one above is the same; the compressor is 4608 to 7168.
+    "static": {
+        "tower_width": 1152,
+        "tower_mlp_width": 4304,
+        "tower_heads": 16,
+        "patch": 16,
+        "compressor_width": 7168,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", REAL_TOWERS)
+def test_one_layer_of_each_part_at_the_real_sizes(kind, tmp_path):
+    reference = make_checkpoint(
+        tmp_path,
+        kind=kind,
+        side=32,
+        tower_layers=1,
+        layers=1,
+        dtype=torch.bfloat16,
+        **REAL_TOWERS[kind],
+    )
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    (tmp_path / "model.safetensors").unlink()  # 300 MB
+    assert model.config.vision.patches == 1024
+    image = photograph("text.png").resize((200, 200))
+    assert_all_within(layer_differences(model, reference, image))
+
+
+# bfloat16 has 8 bits of precision, 4e-3 relative, which a dozen layers multiply.
+BFLOAT16_TOLERANCE = 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16(kind, tmp_path):
+    """Looser: the logits of both sides in bfloat16 differ by at most 0.1 relative.
+
+    And ours are at most twice as far from those in float32 as transformers' are.
+    """
+    reference = make_checkpoint(tmp_path, kind=kind, seed=9, dtype=torch.bfloat16)
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="bfloat16")
+    exact = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    image = photograph("text.png")
+    input_ids, pixels = model.prepare(image, QUESTION)
+    with torch.inference_mode():
+        logits, in_float32 = model(input_ids, pixels), exact(input_ids, pixels)
+    assert logits.dtype == torch.bfloat16
+    for module in (reference.tower, reference.compressor, reference.decoder):
+        module.to(torch.bfloat16)
+    tokens = reference.image_tokens(reference.pixels(image).bfloat16(), reference.grid(image))
+    theirs = reference.logits(reference.embed(input_ids, tokens))
+    ours_off = difference("logits", logits.float(), in_float32).relative
+    theirs_off = difference("logits", theirs.float(), in_float32).relative
+    assert difference("logits", logits.float(), theirs.float()).relative <= BFLOAT16_TOLERANCE
+    assert 0 < ours_off <= 2 * theirs_off
+
+
+def test_a_broken_layer_is_seen(tmp_path):
+    """The comparison itself: a small change of one weight goes beyond the tolerance."""
+    reference = make_checkpoint(tmp_path)
+    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    with torch.no_grad():
+        model.decoder.layers[1].mlp.down.weight[0] *= 1.001
+    differences = layer_differences(model, reference, photograph("text.png"))
+    beyond = [one.layer for one in differences if one.relative > TOLERANCE]
+    assert beyond[0] == "decoder.layers.1"

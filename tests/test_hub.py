@@ -1,0 +1,222 @@
+"""Downloads, against a small server that stands in for the hub; the real client in between."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from tiny import tiny_model
+
+from flashvl.errors import DownloadError
+from flashvl.hub import find_model, published_models, weights_folder
+
+PINNED = "FlashVL/FlashVL-2B-Static"
+COMMIT = published_models()[PINNED]["revision"].ljust(40, "0")
+REPOSITORIES = (PINNED, "someone/tiny", "someone/cut-off")
+# Loads each [name, revision] and prints the outcome as one line of JSON.
+LOAD = """
+import json, sys
+from flashvl import FlashVL, FlashVLError
+for name, revision in json.loads(sys.argv[1]):
+    try:
+        model = FlashVL.from_pretrained(name, revision=revision, device="cpu")
+        outcome = {"folder": str(model.folder), "weight": model.decoder.norm.weight.sum().item()}
+    except FlashVLError as error:
+        outcome = {"error": type(error).__name__, "message": str(error)}
+    print(json.dumps(outcome))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as its client asks for when it takes a snapshot."""
+
+    def __init__(self, folder: Path, asked: list[str], *arguments) -> None:
+        self.folder, self.asked = folder, asked
+        super().__init__(*arguments)
+
+    def do_HEAD(self) -> None:
+        self.asked.append(self.path)
+        path = self.path.partition("?")[0].strip("/").split("/")
+        is_api = path[:2] == ["api", "models"]
+        owner, name, action, revision, *rest = [*path[2 if is_api else 0 :], *[None] * 4][:8]
+        rest = [part for part in rest if part]
+        repository = f"{owner}/{name}"
+        if repository not in REPOSITORIES:
+            self.answer(404, {"X-Error-Code": "RepoNotFound"})
+        elif revision and revision not in ("main", COMMIT):
+            self.answer(404, {"X-Error-Code": "RevisionNotFound"})
+        elif is_api:
+            self.json(
+                {"commits": self.commits, "tree": self.tree}.get(action, self.info)(repository)
+            )
+        elif repository == "someone/cut-off" and self.first_time_of(".safetensors"):
+            self.answer(403, {})
+        else:
+            headers = {"ETag": f'"{rest[0]}"', "X-Repo-Commit": COMMIT}
+            self.answer(200, headers, (self.folder / rest[0]).read_bytes())
+
+    do_GET = do_HEAD
+
+    def first_time_of(self, ending: str) -> bool:
+        return self.path.endswith(ending) and self.asked.count(self.path) == 1
+
+    def info(self, repository: str) -> dict:
+        files = [{"rfilename": file["path"]} for file in self.tree(repository)]
+        return {"id": repository, "sha": COMMIT, "siblings": files}
+
+    def tree(self, repository: str) -> list[dict]:
+        return [
+            {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
+            for file in sorted(self.folder.iterdir())
+        ]
+
+    def commits(self, repository: str) -> list[dict]:
+        times = {"date": "2025-05-01T00:00:00.000Z", "title": "", "message": "", "authors": []}
+        return [{"id": commit} | times for commit in ("f" * 40, COMMIT)]
+
+    def json(self, content) -> None:
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(content).encode())
+
+    def answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[str]:
+    """Every path that was asked for."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory, asked) -> Iterator[ThreadingHTTPServer]:
+    folder = tmp_path_factory.mktemp("repository")
+    tiny_model("static").save_pretrained(folder)
+    for name in ("modeling_flashvl.py", "pytorch_model.bin", "training_args.pt", "weights.pkl"):
+        (folder / name).write_text("never fetched")
+    (folder / "README.md").write_text("A tiny model.")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, folder, asked))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def loads(hub, tmp_path_factory):
+    """A function: loads names in a process of its own, with the server as its hub."""
+    home = tmp_path_factory.mktemp("home")
+
+    def run(*names: tuple[str, str | None], **environment: str) -> list[dict]:
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, json.dumps(names)],
+            env=os.environ
+            | {
+                "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
+                "HF_HOME": str(home),
+                "HF_HUB_CACHE": str(home / "hub"),
+                "HF_HUB_OFFLINE": "0",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "NO_PROXY": "127.0.0.1",
+                "PYTHONPATH": str(Path(__file__).parent.parent),
+            }
+            | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def online(loads) -> list[dict]:
+    return loads(
+        (PINNED, None),
+        ("someone/tiny", None),
+        ("someone/tiny", COMMIT[:8]),
+        ("someone/missing", None),
+        ("someone/tiny", "no-such-branch"),
+        ("someone/tiny", "abcdef0"),
+        ("someone/cut-off", None),
+        ("someone/cut-off", None),
+    )
+
+
+def refused(outcome: dict, *words: str) -> None:
+    assert outcome.get("error") == "DownloadError", outcome
+    assert len(outcome["message"].splitlines()) == 1
+    for word in words:
+        assert word in outcome["message"]
+
+
+def test_a_repository_is_downloaded_and_loaded(online):
+    assert [one.get("weight") for one in online[:3]] == [16.0] * 3
+    assert Path(online[1]["folder"], "README.md").read_text() == "A tiny model."
+
+
+def test_a_short_pinned_revision_is_looked_up(online, asked):
+    assert Path(online[0]["folder"]).name == COMMIT
+    assert any(path.startswith(f"/api/models/{PINNED}/commits/") for path in asked)
+
+
+def test_code_and_pickles_are_never_fetched(online, asked):
+    fetched = {path.rsplit("/", 1)[1] for path in asked if "/resolve/" in path}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
+    assert not [name for name in fetched if name.endswith((".py", ".bin", ".pt", ".pkl"))]
+    assert not list(Path(online[0]["folder"]).glob("*.py"))
+
+
+def test_what_the_hub_does_not_have_is_said(online):
+    refused(online[3], "someone/missing", "check the name")
+    refused(online[4], "someone/tiny", "no-such-branch")
+    refused(online[5], "someone/tiny", "abcdef0")
+
+
+def test_a_download_that_was_cut_off_goes_on_at_the_next_load(online):
+    refused(online[6], "someone/cut-off")
+    assert online[7].get("weight") == 16.0, online[7]
+
+
+def test_without_a_network_the_cache_serves_and_the_rest_is_an_error(online, loads):
+    names = ((PINNED, None), ("someone/tiny", None), ("someone/tiny", COMMIT))
+    names += (
+        ("someone/other", None),
+        ("someone/other", "abcdef0"),
+        ("FlashVL/FlashVL-2B-Dynamic", None),
+    )
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nothing listens there
+    for environment in (nowhere, nowhere | {"HF_HUB_OFFLINE": "1"}):
+        outcomes = loads(*names, **environment)
+        assert outcomes[:3] == [online[0], online[1], online[1]]
+        for outcome in outcomes[3:]:
+            refused(outcome, "could not be downloaded", "network")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000 + "/y", "a--b/c", "a/b..c"])
+def test_a_name_that_no_repository_can_have_is_refused_at_once(name):
+    with pytest.raises(DownloadError, match="check the name"):
+        find_model(name)
+
+
+def test_the_embedded_model_and_folders_need_no_hub(tmp_path):
+    assert find_model("nano") == weights_folder() / "nano"
+    assert find_model(tmp_path) == find_model(str(tmp_path)) == tmp_path
