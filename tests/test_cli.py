@@ -1,0 +1,163 @@
+"""The command line as a user meets it: answers on standard output, errors as one line."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from tiny import teach_answer, tiny_model
+
+from flashvl.cli import main
+
+COMMANDS = ("chat", "download", "verify", "parity", "train", "score")
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A folder whose model answers "red" to everything."""
+    model = tiny_model()
+    teach_answer(model, "red")
+    folder = tmp_path_factory.mktemp("taught") / "model"
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
+    return str(tmp_path / "red.png")
+
+
+def test_the_real_command_prints_the_answer_alone(taught, picture):
+    command = [sys.executable, "-m", "flashvl", "chat", "--model", taught, "--image", picture]
+    done = subprocess.run([*command, "What colour?"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "red\n", "")
+
+
+def test_a_question_without_a_picture(taught, capsys):
+    assert main(["chat", "--model", taught, "Who are you?"]) == 0
+    assert capsys.readouterr().out == "red\n"
+
+
+def test_sampling_repeats_with_a_seed(folder, capsys):
+    command = ["chat", "--model", str(folder), "--sample", "--temperature", "2", "--top-k", "50"]
+    answers = []
+    for seed in ("1", "1", "2"):
+        assert (
+            main([*command, "--top-p", "0.9", "--seed", seed, "--max-new-tokens", "20", "a"]) == 0
+        )
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_without_a_question_it_converses(taught, picture, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What colour?\nAnd now?\n"))
+    assert main(["chat", "--model", taught, "--image", picture]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "red\nred\n"
+    assert captured.err.count("> ") == 3
+
+
+def test_a_round_remembers_the_rounds_before(taught, capsys, monkeypatch):
+    asked = []
+    from flashvl import FlashVL
+
+    stream = FlashVL.stream
+
+    def listen(self, image, messages, **options):
+        asked.append([message["content"] for message in messages])
+        return stream(self, image, messages, **options)
+
+    monkeypatch.setattr(FlashVL, "stream", listen)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n\nthree\n"))
+    main(["chat", "--model", taught])
+    assert asked == [["one"], ["one", "red", "two"]]  # the empty line ends it
+
+
+def test_a_conversation_goes_on_after_a_bad_round(taught, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("long " * 600 + "\nshort\n"))
+    assert main(["chat", "--model", taught]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "red\n"
+    assert "context" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chat", "--image", "nowhere.png", "a"], "nowhere.png"),
+        (["chat", "--image", __file__, "a"], "not an image"),
+        (["chat", "--max-new-tokens", "0", "a"], "max_new_tokens"),
+        (["chat", "--sample", "--temperature", "0", "a"], "temperature"),
+        (["chat", "--sample", "--top-p", "1.5", "a"], "top_p"),
+        (["chat", "--top-k", "-1", "a"], "top_k"),
+        (["chat", "--device", "cuda:99", "a"], "cuda:99"),
+        (["chat", "--device", "toaster", "a"], "toaster"),
+        (["chat", "long " * 2000], "context"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(taught, arguments, said, capsys):
+    assert main([arguments[0], "--model", taught, *arguments[1:]]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("flashvl: ")
+    assert said in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["chat", "--model", "no-such-model", "a"], "no-such-model"),
+        (["verify", "no-such-model"], "no-such-model"),
+        (["chat", "--dtype", "int3", "a"], "int3"),
+        (["chat", "--max-new-tokens", "many", "a"], "many"),
+        (["dance"], "dance"),
+        ([], "COMMAND"),
+        (["chat", "--unknown", "a"], "--unknown"),
+        (["download"], "REPOSITORY"),
+        (["download", "no/such/name"], "no/such/name"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as end:  # argparse ends the process itself
+        code = end.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert f"example: flashvl {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out
+    assert all(command in listed for command in COMMANDS)
+
+
+def test_interruption_ends_without_a_traceback(taught, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flashvl.cli._read_line", interrupted)
+    assert main(["chat", "--model", taught]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error(taught):
+    command = f"{sys.executable} -m flashvl chat --model {taught} hello | head -c 0"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
