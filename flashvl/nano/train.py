@@ -154,6 +154,7 @@ def make_optimizer(trainer: Trainer, stage: Stage) -> torch.optim.AdamW:
     """AdamW over the stage's parts; everything else is frozen. Only matrices decay."""
     trained = [getattr(trainer.model, part) for part in stage.parts]
     trained += [trainer.label_head] if stage.data == "tiles" else []
+    trainer.zero_grad(set_to_none=True)  # the stage before must not count in the gradient's norm
     trainer.requires_grad_(False)
     for part in trained:
         part.requires_grad_(True)

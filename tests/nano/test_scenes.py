@@ -165,10 +165,10 @@ def test_the_world_has_everything_in_fair_shares():
     assert 0.4 < answers.count("1") / (answers.count("1") + answers.count("2")) < 0.8
 
 
-@given(numbers)
+@given(numbers, st.integers(1, 6))
 @settings(max_examples=40)
-def test_patch_labels_agree_with_the_tile(number):
-    tile, shapes, colours, outlines = packed_tile(number, TILE, PATCH)
+def test_patch_labels_agree_with_the_tile(number, most_objects):
+    tile, shapes, colours, outlines = packed_tile(number, TILE, PATCH, most_objects)
     side = TILE // PATCH
     assert tile.shape == (TILE, TILE, 3)
     assert tile.dtype == np.uint8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import signal
 
@@ -14,8 +15,8 @@ from flashvl.cli import main
 from flashvl.errors import ArgumentError
 from flashvl.nano import recipe as recipe_module
 from flashvl.nano import train as train_module
-from flashvl.nano.data import IGNORED, encode_conversation, pad
-from flashvl.nano.recipe import NANO, Recipe, Stage, nano_config, train_tokenizer
+from flashvl.nano.data import IGNORED, TileBatches, encode_conversation, pad
+from flashvl.nano.recipe import NANO, READER, TOWER, Recipe, Stage, nano_config, train_tokenizer
 from flashvl.nano.scenes import scene, training_number
 from flashvl.nano.train import Trainer, make_optimizer, scaled, train
 from flashvl.prompt import encode_messages
@@ -29,9 +30,9 @@ def tiny() -> Recipe:
     config["llm_config"] |= small | {"num_attention_heads": 2, "num_key_value_heads": 1}
     config["intermediate_size"] = 16
     stages = (
-        Stage("tower", "tiles", ("vision",), steps=50, batch=8, rate=5e-3),
-        Stage("answers", "scenes", ("compressor", "decoder"), steps=50, batch=2, rate=5e-3),
-        Stage("together", "scenes", ("vision", "compressor", "decoder"), 4, batch=2, rate=1e-3),
+        Stage("tower", "tiles", TOWER, most_objects=3, steps=50, batch=8, rate=5e-3),
+        Stage("answers", "scenes", READER, most_objects=2, steps=50, batch=2, rate=1e-2),
+        Stage("together", "scenes", TOWER + READER, most_objects=2, steps=4, batch=2, rate=1e-3),
     )
     return Recipe(config, NANO.vocabulary, stages)
 
@@ -39,6 +40,14 @@ def tiny() -> Recipe:
 @pytest.fixture(scope="module")
 def tokenizer(tiny):
     return train_tokenizer(tiny)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_tiles_for_the_starting_values():
+    with pytest.MonkeyPatch.context() as patch:
+        few = dataclasses.replace(train_module.WHITENING, batch=30)
+        patch.setattr(train_module, "WHITENING", few)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +164,18 @@ def test_a_stage_trains_its_parts_alone(tiny):
                 stage.data == "tiles"
             )
             assert (id(parameter) in trained) == parameter.requires_grad == bool(wanted), name
+
+
+def test_starting_values_whiten_the_patches_and_tell_places_apart():
+    trainer = Trainer(NANO)
+    pixels = TileBatches(trainer.model.config, train_module.WHITENING, seed=0, first=0)[0].pixels
+    with torch.no_grad():
+        embedded = trainer.model.vision.patch_embedding(pixels).flatten(0, 1)  # (S * N, D)
+    assert embedded.mean(0).abs().max() < 1e-2
+    covariance = embedded.T.cov()  # (D, D)
+    assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 0.05
+    places = trainer.model.vision.positions[0]  # (N, D)
+    assert torch.cdist(places, places).fill_diagonal_(9).min() > 0.5
 
 
 def test_labels_are_the_answers_and_prompts_are_those_of_chat(tiny, tokenizer):
