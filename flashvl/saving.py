@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import huggingface_hub
 import torch
@@ -19,9 +19,6 @@ from .config import FlashVLConfig
 from .errors import CheckpointError
 from .names import published_name
 
-if TYPE_CHECKING:
-    from .model import FlashVL
-
 # The published files are cut at this size.
 SHARD_SIZE = "5GB"
 # Files that this code does not need in full, but that other loaders read.
@@ -30,8 +27,8 @@ WRITTEN = ("config.json", "preprocessor_config.json", "tokenizer.json", SINGLE, 
 TOKENIZER_CONFIG = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}
 
 
-def save_checkpoint(model: FlashVL, folder: Path, overwrite: bool) -> None:
-    """Config, tensors, tokenizer, preprocessor and generation config into `folder`.
+def save_checkpoint(model: nn.Module, folder: Path, overwrite: bool) -> None:
+    """A `FlashVL`'s config, tensors, tokenizer, preprocessor and generation config into `folder`.
 
     The small files of the folder that the model came from are copied as they are. Each file
     appears whole or not at all. Raises `CheckpointError` if `folder` holds a model already and
@@ -48,7 +45,7 @@ def save_checkpoint(model: FlashVL, folder: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{folder} cannot be written: {error}") from error
 
 
-def _write_folder(model: FlashVL, folder: Path) -> None:
+def _write_folder(model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
         written = Path(temporary)

@@ -81,9 +81,9 @@ NANO = Recipe(
         Stage("tower, one object", "tiles", TOWER, most_objects=1, steps=3000, batch=32, rate=2e-3),
         Stage("tower, many", "tiles", TOWER, most_objects=6, steps=3000, batch=32, rate=1e-3),
         # Pictures of a single tile: the words are learned at a fifth of the cost.
-        Stage("words", "scenes", READER, 2, 2500, 32, 2e-3, sides=(80, 118), most_elongated=1.0),
-        Stage("answers", "scenes", READER, most_objects=2, steps=700, batch=32, rate=1e-3),
-        Stage("together", "scenes", TOWER + READER, 2, steps=350, batch=32, rate=5e-4),
+        Stage("words", "scenes", READER, 2, 1800, 32, 2e-3, sides=(80, 118), most_elongated=1.0),
+        Stage("answers", "scenes", READER, most_objects=2, steps=600, batch=32, rate=1e-3),
+        Stage("together", "scenes", TOWER + READER, 2, steps=300, batch=32, rate=5e-4),
     ),
 )
 RECIPES = {"nano": NANO}
