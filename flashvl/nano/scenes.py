@@ -11,24 +11,12 @@ import io
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from .questions import KINDS, LANGUAGES, Question, ask
+from .shapes import COLOURS, SHAPES, draw_background, draw_colour, pick, shape_mask
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-# Usual values of each colour word; a drawn colour is a mixture of two of them with a small tint.
-COLOURS = {
-    "red": ((255, 0, 0), (220, 20, 60), (178, 34, 34), (214, 39, 40), (230, 60, 50)),
-    "green": ((0, 128, 0), (0, 255, 0), (34, 139, 34), (46, 204, 113), (0, 100, 0), (50, 205, 50)),
-    "blue": ((0, 0, 255), (30, 100, 220), (65, 105, 225), (0, 0, 170), (30, 144, 255)),
-    "yellow": ((255, 255, 0), (255, 215, 0), (241, 200, 15), (240, 220, 60), (255, 235, 59)),
-    "orange": ((255, 165, 0), (255, 140, 0), (255, 127, 14), (243, 156, 18), (230, 126, 34)),
-    "purple": ((128, 0, 128), (160, 32, 240), (102, 51, 153), (148, 0, 211), (142, 68, 173)),
-    "black": ((0, 0, 0), (20, 20, 20), (40, 40, 40)),
-    "white": ((255, 255, 255), (245, 245, 245), (235, 235, 235)),
-}
 OUTLINE = 4  # cells along a patch's side in which the outline of objects is labelled
-LEAST_CONTRAST = 75.0  # Euclidean distance in RGB between an object and its background
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,7 @@ def scene(
     random = np.random.default_rng(number)
     width, height = _draw_canvas_size(sides, most_elongated, random)
     objects = _lay_out(width, height, int(random.integers(1, most_objects + 1)), random)
-    background = _draw_background([thing.rgb for thing in objects], random)
+    background = draw_background([thing.rgb for thing in objects], random)
     picture = Image.new("RGB", (width, height), background)
     for thing in objects:
         picture.paste(thing.rgb, thing.box, thing.mask)
@@ -115,7 +103,7 @@ def packed_tile(
     objects, boxes = [], []
     for _ in range(count):
         size = min(width, height) * float(np.exp(random.uniform(np.log(least), np.log(most))))
-        thing = _draw_object(_pick(SHAPES, random), _pick(tuple(COLOURS), random), size, random)
+        thing = _draw_object(pick(SHAPES, random), pick(tuple(COLOURS), random), size, random)
         w, h = thing.mask.size
         beyond = random.choice((0.0, 0.3))  # how far an object may lie outside the tile
         left = int(random.uniform(-beyond * w, max(width - w + beyond * w, 0)))
@@ -124,7 +112,7 @@ def packed_tile(
         if not any(_meet(box, other, gap=2) for other in boxes):
             boxes.append(box)
             objects.append(thing)
-    background = _draw_background([thing.rgb for thing in objects], random)
+    background = draw_background([thing.rgb for thing in objects], random)
     picture = Image.new("RGB", (width, height), background)
     patches = side // patch_size
     coverage = np.zeros((len(objects) + 1, patches, patches), np.float32)
@@ -150,67 +138,6 @@ def packed_tile(
     return np.asarray(picture), *labels, outline
 
 
-def shape_mask(
-    shape: str, size: float, random: np.random.Generator, antialiased: bool = True
-) -> Image.Image:
-    """A coverage mask ("L", 255 inside) whose longer side is `size` pixels, in a random variant
-    of the shape: proportions, thickness and a rotation that people would still call by its name.
-    """
-    outline = _outline(shape, random)  # (points, 2), any scale
-    outline = outline - outline.min(0)
-    outline = outline / outline.max()
-    fine = 1 if not antialiased else 4 if size < 100 else 2
-    w, h = (max(4, round(float(extent) * size)) for extent in outline.max(0))
-    mask = Image.new("L", (w * fine, h * fine))
-    draw = ImageDraw.Draw(mask)
-    if shape in ("circle", "ring"):
-        draw.ellipse((0, 0, w * fine - 1, h * fine - 1), fill=255)
-        if shape == "ring":
-            edge = max(1.2, random.uniform(0.07, 0.27) * w) * fine
-            draw.ellipse((edge, edge, w * fine - 1 - edge, h * fine - 1 - edge), fill=0)
-    else:
-        draw.polygon([tuple(point) for point in outline * (size * fine - 1)], fill=255)
-    return mask.reduce(fine) if fine > 1 else mask
-
-
-def _outline(shape: str, random: np.random.Generator) -> np.ndarray:
-    """Corner points (points, 2) of one variant of the shape; x to the right, y downwards."""
-    if shape in ("circle", "ring"):
-        return np.array([[0.0, 0.0], [1.0, 1.0]])
-    if shape == "square":
-        points = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], float)
-        slight, free = 0.3, 0.08
-    elif shape == "triangle":
-        apex = 0.5 if random.random() < 0.75 else random.uniform(0, 1)
-        points = np.array([[0, 1], [1, 1], [apex, 1 - random.uniform(0.75, 1.2)]])
-        slight, free = 0.15, 0.25
-    elif shape == "star":
-        inner = random.uniform(0.32, 0.52)
-        angles = np.arange(10) * np.pi / 5 - np.pi / 2
-        radii = np.where(np.arange(10) % 2, inner, 1.0)
-        points = np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
-        slight, free = 0.25, 0.15
-    else:
-        t = random.uniform(0.18, 0.42) / 2
-        a, b, c, d = 0.0, 0.5 - t, 0.5 + t, 1.0
-        points = [(b, a), (c, a), (c, b), (d, b), (d, c), (c, c)]
-        points = np.array([*points, (c, d), (b, d), (b, c), (a, c), (a, b), (b, b)])
-        slight, free = 0.2, 0.05
-        if random.random() < 0.15:  # an X
-            points = _rotate(points, 45.0)
-    chance = random.random()
-    if chance < slight:
-        return _rotate(points, random.uniform(-20, 20))
-    if chance < slight + free:
-        return _rotate(points, random.uniform(-180, 180))
-    return points
-
-
-def _rotate(points: np.ndarray, degrees: float) -> np.ndarray:
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return points @ np.array([[c, s], [-s, c]])
-
-
 def _draw_canvas_size(sides, most_elongated: float, random) -> tuple[int, int]:
     shortest, longest = sides
     long = float(np.exp(random.uniform(np.log(shortest), np.log(longest))))
@@ -225,8 +152,8 @@ def _draw_canvas_size(sides, most_elongated: float, random) -> tuple[int, int]:
 
 def _lay_out(width: int, height: int, count: int, random) -> tuple[Object, ...]:
     """Objects that lie wholly in the canvas without meeting, in reading order."""
-    shapes = [_pick(SHAPES, random) for _ in range(count)]
-    colours = [_pick(tuple(COLOURS), random) for _ in range(count)]
+    shapes = [pick(SHAPES, random) for _ in range(count)]
+    colours = [pick(tuple(COLOURS), random) for _ in range(count)]
     if random.random() < 0.2:  # enough pairs that counting must look at the words
         shapes = shapes[:1] * count
     if random.random() < 0.15:
@@ -260,39 +187,7 @@ def _lay_out(width: int, height: int, count: int, random) -> tuple[Object, ...]:
 def _draw_object(shape: str, colour: str, size: float, random) -> Object:
     """An object at the canvas's origin."""
     mask = shape_mask(shape, size, random, antialiased=random.random() < 0.75)
-    return Object(shape, colour, (0, 0, *mask.size), _draw_colour(colour, random), mask)
-
-
-def _draw_colour(colour: str, random) -> tuple[int, int, int]:
-    values = COLOURS[colour]
-    if random.random() < 0.3:
-        return _pick(values, random)  # exactly the usual value
-    first, second = (np.array(_pick(values, random), float) for _ in range(2))
-    weight = random.random()
-    return _to_rgb(first * weight + second * (1 - weight) + random.uniform(-10, 10, 3))
-
-
-def _draw_background(colours: list, random) -> tuple[int, int, int]:
-    """A background that contrasts with each of the objects' colours."""
-    while True:
-        kind = random.random()
-        if kind < 0.25:
-            grey = _pick((255, 255, 255, 0, 128, 192, 211, 240, 64), random)
-            candidate = np.full(3, grey)
-        elif kind < 0.4:
-            candidate = np.full(3, random.uniform(0, 255)) + random.uniform(-6, 6, 3)
-        elif kind < 0.65:
-            candidate = 255 - random.uniform(0, 1, 3) * random.uniform(20, 120)  # pastel
-        elif kind < 0.85:
-            candidate = random.uniform(0, 255, 3)
-        else:
-            candidate = np.array(_draw_colour(_pick(tuple(COLOURS), random), random))
-        if all(np.linalg.norm(candidate - rgb) >= LEAST_CONTRAST for rgb in colours):
-            return _to_rgb(candidate)
-
-
-def _to_rgb(values: np.ndarray) -> tuple[int, int, int]:
-    return tuple(int(value) for value in np.clip(np.round(values), 0, 255))
+    return Object(shape, colour, (0, 0, *mask.size), draw_colour(colour, random), mask)
 
 
 def _through_jpeg(picture: Image.Image, random) -> Image.Image:
@@ -305,7 +200,3 @@ def _meet(a, b, gap: int) -> bool:
     return (
         a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
     )  # fmt: skip
-
-
-def _pick(options, random):
-    return options[int(random.integers(len(options)))]

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
-import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -19,89 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from ..checkpoint import open_safetensors
 from ..device import choose_device
-from ..errors import ArgumentError, CheckpointError
+from ..errors import ArgumentError
 from ..model import FlashVL
 from ..prompt import END
-from ..vision import cut_patches
-from .data import IGNORED, SceneBatch, TileBatch, TileBatches, batches
-from .recipe import RECIPES, Recipe, Stage, nano_config, train_tokenizer
-from .scenes import COLOURS, OUTLINE, SHAPES
+from .data import batches
+from .progress import Progress
+from .recipe import RECIPES, Recipe, Stage, train_tokenizer
+from .state import load_state, restore_moments, save_state
+from .trainer import Trainer
 
 WARM_UP = 100  # steps
 SAVE_EVERY = 120  # seconds
-LOG_EVERY = 25  # steps
-WHITENING = Stage("whitening", "tiles", (), most_objects=6, steps=1, batch=400, rate=0.0)
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of each parameter
-LABELS = (1 + len(SHAPES), 1 + len(COLOURS), OUTLINE**2)  # widths of the label head's parts
 STATE, LOG = "state.safetensors", "log.jsonl"
-
-
-class Trainer(nn.Module):
-    """The model, and a head for patch labels that is thrown away after the first stage."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.model = FlashVL(nano_config(recipe))
-        width = self.model.config.vision.width
-        self.label_head = nn.Linear(width, sum(LABELS))
-        set_starting_values(self.model)
-
-    def loss(self, batch: TileBatch | SceneBatch) -> tuple[Tensor, Tensor]:
-        """-> the loss and the share of labels that are predicted, both ()."""
-        if isinstance(batch, TileBatch):
-            features = self.model.vision(batch.pixels)  # (S, N, D)
-            shapes, colours, outlines = self.label_head(features).split(LABELS, dim=-1)
-            shape_loss, shape_share = _loss_and_share(shapes, batch.shapes, least=1)
-            colour_loss, _ = _loss_and_share(colours, batch.colours, least=1)
-            # Outlines are what shapes are told by; learned alone, shapes come much later.
-            outline_loss = F.binary_cross_entropy_with_logits(outlines, batch.outlines)
-            return shape_loss + colour_loss + outline_loss, shape_share
-        embeddings = self.model.embed(batch.input_ids, self.model.encode(batch.pixels))  # (B, T, D)
-        hidden = self.model.decoder(embeddings)  # (B, T, D)
-        answers = batch.labels[:, 1:] != IGNORED  # (B, T - 1)
-        logits = self.model.decoder.head(hidden[:, :-1][answers])  # (answer tokens, V)
-        return _loss_and_share(logits, batch.labels[:, 1:][answers], least=0)
-
-
-@torch.no_grad()
-def set_starting_values(model: FlashVL) -> None:
-    """Patches start as their principal components, positions as waves along both axes.
-
-    White noise hardly sees smooth pictures, and small random positions hardly tell places apart.
-    """
-    vision, embedding = model.config.vision, model.vision.patch_embedding
-    pixels = TileBatches(model.config, WHITENING, seed=0, first=0)[0].pixels
-    patches = cut_patches(pixels, vision.patch_size).flatten(0, 1)  # (S * N, C * patch * patch)
-    mean = patches.mean(0)  # (C * patch * patch)
-    variance, axes = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
-    variance, axes = variance[-vision.width :], axes[:, -vision.width :]  # the D largest
-    weight = (axes / (variance + 1e-4 * variance[-1]).sqrt()).T  # (D, C * patch * patch)
-    embedding.weight.copy_(weight.view_as(embedding.weight))
-    embedding.bias.copy_(-weight @ mean)
-    model.vision.positions.copy_(sine_positions(vision.side, vision.width))
-
-
-def sine_positions(side: int, width: int) -> Tensor:
-    """Sines and cosines of row and column, wave lengths 4 to 32 patches. -> (1, N, D)."""
-    frequencies = torch.pi / 2 * 0.5 ** torch.linspace(0, 3, width // 4)  # (D / 4)
-    angles = torch.arange(side)[:, None] * frequencies  # (side, D / 4)
-    line = torch.cat((angles.sin(), angles.cos()), dim=1)  # (side, D / 2)
-    rows = line[:, None].expand(side, side, -1)  # (side, side, D / 2)
-    columns = line[None].expand(side, side, -1)  # (side, side, D / 2)
-    return torch.cat((rows, columns), dim=2).flatten(0, 1)[None]  # (1, N, D)
-
-
-def _loss_and_share(logits: Tensor, labels: Tensor, least: int) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, and the share of labels from `least` on that are the likeliest; both ()."""
-    loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORED)
-    counted = labels >= least
-    return loss, (logits.argmax(-1) == labels)[counted].float().mean()
 
 
 def train(
@@ -118,7 +49,8 @@ def train(
     Raises `ArgumentError` if `folder` holds a run and `resume` is false, or none and it is true.
     """
     stages = scaled(recipe.stages, steps)
-    run = {"recipe": _name_of(recipe), "seed": seed, "steps": [stage.steps for stage in stages]}
+    run = {"recipe": _name_of(recipe), "seed": seed, "limit": steps}
+    run["steps"] = [stage.steps for stage in stages]
     _check_folder(folder, resume)
     where = choose_device(device)
     torch.manual_seed(seed)
@@ -204,9 +136,15 @@ def run_stage(
                 save_state(trainer, optimizer, folder / STATE, run, number, step + 1)
                 saved = time.monotonic()
             if interrupts:
-                print(f"\nsaved; go on with: flashvl train --out {folder} --resume")
+                print(f"\nsaved; go on with: {resume_command(folder, run)}")
                 raise KeyboardInterrupt
     save_state(trainer, optimizer, folder / STATE, run, number + 1, 0)
+
+
+def resume_command(folder: Path, run: dict[str, Any]) -> str:
+    limit = [] if run["limit"] is None else ["--steps", str(run["limit"])]
+    settings = ["--recipe", run["recipe"], "--seed", str(run["seed"]), *limit]
+    return shlex.join(["flashvl", "train", *settings, "--out", str(folder), "--resume"])
 
 
 @contextmanager
@@ -218,103 +156,6 @@ def noted_interrupts() -> Iterator[list[int]]:
         yield noted
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class Progress:
-    """Prints and logs the loss, the share of right labels, the rate and the time left."""
-
-    def __init__(self, stage: Stage, number: int, stages: int, first: int, log: Path) -> None:
-        self.stage, self.log, self.first = stage, log, first
-        self.title = f"stage {number + 1} of {stages}, {stage.name}"
-        self.start = self.since = time.monotonic()
-        self.losses: list[Tensor] = []
-        self.shares: list[Tensor] = []
-        self.pictures = 0
-
-    def add(self, step: int, loss: Tensor, share: Tensor, pictures: int) -> None:
-        self.losses.append(loss.detach())
-        self.shares.append(share)
-        self.pictures += pictures
-        done = step + 1
-        if done % LOG_EVERY and done != self.stage.steps:
-            return
-        now = time.monotonic()
-        line = {
-            "stage": self.stage.name,
-            "step": done,
-            "steps": self.stage.steps,
-            "loss": round(torch.stack(self.losses).mean().item(), 4),
-            "right": round(torch.stack(self.shares).mean().item(), 4),
-            "pictures_per_second": round(self.pictures / (now - self.since), 1),
-            "seconds": round(now - self.start, 1),
-        }
-        left = (now - self.start) / (done - self.first) * (self.stage.steps - done)
-        print(
-            f"\r{self.title}: step {done} of {self.stage.steps}, loss {line['loss']:.3f}, "
-            f"right {line['right']:.1%}, {line['pictures_per_second']:.0f} pictures/s, "
-            f"{left / 60:.0f} min left in this stage ",
-            end="\n" if done == self.stage.steps else "",
-            flush=True,
-        )
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.losses, self.shares, self.pictures, self.since = [], [], 0, now
-
-
-def save_state(
-    trainer: Trainer,
-    optimizer: torch.optim.AdamW,
-    file: Path,
-    run: dict[str, Any],
-    stage: int,
-    step: int,
-) -> None:
-    """Weights and AdamW's moments as safetensors; the next stage and step as its metadata."""
-    tensors = {f"weight/{name}": one.detach() for name, one in trainer.named_parameters()}
-    for name, parameter in trainer.named_parameters():
-        for moment in MOMENTS:
-            if parameter in optimizer.state:
-                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
-    temporary = file.with_suffix(".writing")
-    metadata = {"run": json.dumps(run), "stage": str(stage), "step": str(step)}
-    save_file(tensors, temporary, metadata)
-    os.replace(temporary, file)
-
-
-def load_state(
-    trainer: Trainer, file: Path, run: dict[str, Any]
-) -> tuple[int, int, dict[str, Tensor]]:
-    """Gives the trainer its weights back -> stage, step, moments by name.
-
-    Raises `CheckpointError` if the state is damaged and `ArgumentError` if it is another run's.
-    """
-    with open_safetensors(file) as state:
-        metadata = state.metadata() or {}
-        stored = {name: state.get_tensor(name).clone() for name in state.keys()}
-    if metadata.get("run") != json.dumps(run):
-        raise ArgumentError(
-            f"{file.parent} holds a run with other settings ({metadata.get('run')}); "
-            "resume with the same recipe, seed and steps"
-        )
-    try:
-        for name, parameter in trainer.named_parameters():
-            parameter.data.copy_(stored[f"weight/{name}"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{file} does not fit the recipe: {error}") from error
-    moments = {name: one for name, one in stored.items() if not name.startswith("weight/")}
-    return int(metadata["stage"]), int(metadata["step"]), moments
-
-
-def restore_moments(
-    optimizer: torch.optim.AdamW, trainer: Trainer, moments: dict[str, Tensor], step: int
-) -> None:
-    """AdamW's state as it was after `step` steps of its stage; at step 0 there is none."""
-    if step == 0:
-        return
-    for name, parameter in trainer.named_parameters():
-        if parameter.requires_grad:
-            state = {moment: moments[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS}
-            optimizer.state[parameter] = state
 
 
 def _check_folder(folder: Path, resume: bool) -> None:

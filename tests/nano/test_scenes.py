@@ -11,18 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from flashvl.nano.questions import COLOURS_ZH, KINDS, LANGUAGES, SHAPES_ZH, describe
-from flashvl.nano.scenes import (
-    COLOURS,
-    LEAST_CONTRAST,
-    OUTLINE,
-    SHAPES,
-    packed_tile,
-    scene,
-    scoring_number,
-    shape_mask,
-    training_number,
-)
+from flashvl.nano.questions import KINDS, LANGUAGES, describe
+from flashvl.nano.scenes import OUTLINE, packed_tile, scene, scoring_number, training_number
+from flashvl.nano.shapes import COLOURS, LEAST_CONTRAST, SHAPES, shape_mask
+from flashvl.nano.wordings import COLOURS_ZH, SHAPES_ZH
 
 numbers = st.integers(0, 2**60)
 seeds = st.integers(0, 2**20 - 1)

@@ -15,10 +15,12 @@ from flashvl.cli import main
 from flashvl.errors import ArgumentError
 from flashvl.nano import recipe as recipe_module
 from flashvl.nano import train as train_module
+from flashvl.nano import trainer as trainer_module
 from flashvl.nano.data import IGNORED, TileBatches, encode_conversation, pad
 from flashvl.nano.recipe import NANO, READER, TOWER, Recipe, Stage, nano_config, train_tokenizer
 from flashvl.nano.scenes import scene, training_number
-from flashvl.nano.train import Trainer, make_optimizer, scaled, train
+from flashvl.nano.train import make_optimizer, scaled, train
+from flashvl.nano.trainer import Trainer
 from flashvl.prompt import encode_messages
 
 
@@ -45,8 +47,8 @@ def tokenizer(tiny):
 @pytest.fixture(scope="module", autouse=True)
 def few_tiles_for_the_starting_values():
     with pytest.MonkeyPatch.context() as patch:
-        few = dataclasses.replace(train_module.WHITENING, batch=30)
-        patch.setattr(train_module, "WHITENING", few)
+        few = dataclasses.replace(trainer_module.WHITENING, batch=30)
+        patch.setattr(trainer_module, "WHITENING", few)
         yield
 
 
@@ -168,7 +170,7 @@ def test_a_stage_trains_its_parts_alone(tiny):
 
 def test_starting_values_whiten_the_patches_and_tell_places_apart():
     trainer = Trainer(NANO)
-    pixels = TileBatches(trainer.model.config, train_module.WHITENING, seed=0, first=0)[0].pixels
+    pixels = TileBatches(trainer.model.config, trainer_module.WHITENING, seed=0, first=0)[0].pixels
     with torch.no_grad():
         embedded = trainer.model.vision.patch_embedding(pixels).flatten(0, 1)  # (S * N, D)
     assert embedded.mean(0).abs().max() < 1e-2
