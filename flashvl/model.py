@@ -61,7 +61,7 @@ class FlashVL(nn.Module):
         """Tiles (S, C, height, width) -> image tokens (S, T, D), or None for text alone."""
         if pixels is None:
             return None
-        features = self.vision(pixels.to(self.dtype))  # (S, N, vision width)
+        features = self.vision(pixels)  # (S, N, vision width)
         return self.compressor(features, grid)  # (S, T, D)
 
     def embed(self, input_ids: Tensor, image_tokens: Tensor | None = None) -> Tensor:

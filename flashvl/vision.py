@@ -41,8 +41,9 @@ class VisionEncoder(nn.Module):
 class PatchEmbedding(nn.Module):
     """One linear map from the pixels of a patch to a token.
 
-    (S, C, height, width) -> (S, N, D). The weight has the shape of a convolution, as published;
-    a matrix product gives the same numbers and leaves the tokens contiguous.
+    (S, C, height, width) of any floating dtype -> (S, N, D) in the weights' dtype. The weight has
+    the shape of a convolution, as published; a matrix product gives the same numbers and leaves
+    the tokens contiguous.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -53,6 +54,7 @@ class PatchEmbedding(nn.Module):
         nn.init.normal_(self.weight, std=1 / math.sqrt(config.channels * patch * patch))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self.weight.dtype)
         patches = cut_patches(pixels, self.weight.shape[-1])  # (S, N, C * patch * patch)
         return F.linear(patches, self.weight.flatten(1), self.bias)  # (S, N, D)
 

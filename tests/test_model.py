@@ -166,6 +166,7 @@ def test_bfloat16_weights_answer_too():
     ids, pixels = model.prepare(picture(), user())
     assert pixels.dtype == torch.float32
     assert model(ids, pixels).dtype == torch.bfloat16
+    assert model.compressor(model.vision(pixels)).dtype == torch.bfloat16
     assert isinstance(model.chat(picture(), user(), max_new_tokens=3), str)
 
 
