@@ -18,8 +18,10 @@ from .layers import RMSNorm, SwiGLU
 class Decoder(nn.Module):
     """embeddings (B, T, D) -> hidden states (B, T, D) after the last norm.
 
-    With a cache the T tokens follow those already in it. `head` turns hidden states into
-    logits (B, T, V); it is apart so that generation can ask for the last position alone.
+    With a cache the T tokens follow those already in it. Rows that hold several texts side by
+    side say so with `positions` (B, T) and `mask` (B, 1, T, seen + T), true where a token may
+    attend. `head` turns hidden states into logits (B, T, V); it is apart so that generation can
+    ask for the last position alone.
     """
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -33,13 +35,20 @@ class Decoder(nn.Module):
         if config.tied_head:
             self.head.weight = self.embedding.weight
 
-    def forward(self, embeddings: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         x, tokens = embeddings, embeddings.shape[1]
         seen = 0 if cache is None else cache.length
-        rotation = rope_rotation(
-            self.config, seen, tokens, x.device, x.dtype
-        )  # 2 x (T, head width)
-        mask = causal_mask(seen, tokens, x.device)  # (T, seen + T) or None
+        if positions is None:
+            positions = torch.arange(seen, seen + tokens, device=x.device)[None]  # (1, T)
+        if mask is None:
+            mask = causal_mask(seen, tokens, x.device)  # (T, seen + T) or None
+        rotation = rope_rotation(self.config, positions, x.dtype)  # 2 x (B or 1, 1, T, head width)
         for layer in self.layers:
             x = layer(x, rotation, mask, cache)
         if cache is not None:
@@ -106,13 +115,18 @@ class DecoderAttention(nn.Module):
 
 
 def rope_rotation(
-    config: DecoderConfig, start: int, tokens: int, device: torch.device, dtype: torch.dtype
+    config: DecoderConfig, positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each position's angles, 2 x (T, head width); angles in float32."""
-    half = torch.arange(0, config.head_width, 2, device=device, dtype=torch.float32)
+    """Cosine and sine of the angles of positions (B, T); computed in float32.
+
+    2 x (B, 1, T, head width), the same for all heads.
+    """
+    half = torch.arange(
+        0, config.head_width, 2, device=positions.device, dtype=torch.float32
+    )  # (head width / 2)
     frequencies = 1.0 / config.rope_theta ** (half / config.head_width)  # (head width / 2)
-    positions = torch.arange(start, start + tokens, device=device, dtype=torch.float32)  # (T)
-    angles = torch.outer(positions, frequencies).repeat(1, 2)  # (T, head width)
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, T, head width / 2)
+    angles = angles.repeat(1, 1, 1, 2)  # (B, 1, T, head width)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
