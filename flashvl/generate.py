@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .cache import KVCache
 from .decoder import Decoder
-from .errors import ArgumentError, CheckpointError
+from .errors import ArgumentError, CheckpointError, MessageError
 from .sampling import Sampling, next_token
 from .tokenizer import Tokenizer
 
@@ -34,37 +34,54 @@ def generate(
     max_new_tokens: int,
     sampling: Sampling,
     stop_ids: Collection[int],
+    cache: KVCache | None = None,
 ) -> Iterator[int]:
     """Yields the ids of the answer to one prompt, without the stop token.
 
-    embeddings (1, T, D); text_ids (1, T') are the prompt's own token ids, which the repetition
-    penalty counts as seen. Ends at a stop id, after `max_new_tokens`, or at the end of the
-    context.
+    embeddings (1, T, D) follow what the `cache` holds, if one is given; an id that was given is
+    read into it only when the next one is asked for. text_ids (1, T') are the token ids of the
+    whole prompt, which the repetition penalty counts as seen. Ends at a stop id, after
+    `max_new_tokens`, or at the end of the context.
     """
     config, device = decoder.config, embeddings.device
-    tokens = embeddings.shape[1]
-    capacity = min(tokens + max_new_tokens, config.context)
-    cache = KVCache(config, capacity, device=device, dtype=embeddings.dtype)
-    generator = None
-    if sampling.do_sample:
-        generator = torch.Generator(device)
-        generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
+    if cache is None:
+        cache = KVCache(config, 0, device=device, dtype=embeddings.dtype)
+    tokens = cache.length + embeddings.shape[1]
+    most = min(max_new_tokens, config.context - tokens)
+    cache.reserve(tokens + most)
+    generator = new_generator(sampling, device)
     logits = prefill(decoder, embeddings, cache)
     seen = text_ids
-    for step in range(capacity - tokens):
-        if not logits.isfinite().all():
-            raise CheckpointError(
-                "the model gives numbers that are not finite; run `flashvl verify --values` on its "
-                "folder, or use --dtype float32"
-            )
-        token = next_token(logits, seen, sampling, generator)  # (1, 1)
+    for step in range(most):
+        token = choose_token(logits, seen, sampling, generator)  # (1, 1)
         token_id = token.item()
         if token_id in stop_ids:
             return
         yield token_id
-        if step + 1 < capacity - tokens:
+        if step + 1 < most:
             seen = torch.cat((seen, token), dim=1)  # (1, T + 1)
             logits = decode_one_token(decoder, token, cache)
+
+
+def new_generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
+    """The random numbers of one answer; None if it is greedy."""
+    if not sampling.do_sample:
+        return None
+    generator = torch.Generator(device)
+    generator.seed() if sampling.seed is None else generator.manual_seed(sampling.seed)
+    return generator
+
+
+def choose_token(
+    logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None
+) -> Tensor:
+    """`next_token`, (B, V) -> (B, 1); raises `CheckpointError` if the logits are not finite."""
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            "the model gives numbers that are not finite; run `flashvl verify --values` on its "
+            "folder, or use --dtype float32"
+        )
+    return next_token(logits, seen, sampling, generator)
 
 
 def whole_characters(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
@@ -84,3 +101,12 @@ def check_max_new_tokens(value: object) -> None:
     """Raises `ArgumentError` unless `value` is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ArgumentError(f"max_new_tokens must be a whole number from 1, found {value!r}")
+
+
+def check_length(tokens: int, context: int) -> None:
+    """Raises `MessageError` if a prompt of `tokens` leaves no room for an answer."""
+    if tokens >= context:
+        raise MessageError(
+            f"the prompt has {tokens} tokens, the model's context {context}; use a shorter "
+            "conversation or a picture of fewer tiles"
+        )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .batch import answer_batch
 from .checkpoint import check_tensors, load_tensors, read_config, read_headers, read_stop_ids
 from .compressor import Compressor
 from .config import FlashVLConfig
+from .conversation import Conversation
 from .decoder import Decoder
 from .device import choose_device, choose_dtype
-from .errors import ArgumentError, CheckpointError, MessageError, out_of_memory_as_error
-from .generate import check_max_new_tokens, generate, whole_characters
+from .errors import ArgumentError, CheckpointError, out_of_memory_as_error
+from .generate import check_length, check_max_new_tokens, generate, whole_characters
 from .hub import find_model
 from .image import ImageLike, load_image, normalise
 from .prompt import TILE_NEXT, TILE_START, Message, encode_messages
@@ -101,7 +103,8 @@ class FlashVL(nn.Module):
             tiles=0 if pixels is None else len(pixels),
             tokens_per_tile=self.config.tokens_per_tile,
         )
-        return torch.tensor([ids], device=self.device), pixels  # (1, T)
+        input_ids = torch.tensor([ids], device=self.device)  # (1, T)
+        return input_ids, pixels
 
     def grid(self, image: ImageLike) -> Grid:
         """The (rows, columns) of tiles that a picture is cut into."""
@@ -145,6 +148,30 @@ class FlashVL(nn.Module):
         sampling = Sampling(do_sample, temperature, top_p, top_k, repetition_penalty, seed)
         return self._answer(image, messages, max_new_tokens, sampling)
 
+    def start(self, image: ImageLike | None, system: str | None = None) -> Conversation:
+        """A conversation in rounds, `ask` after `ask`; the picture is encoded here, once.
+
+        `system` replaces the default system turn. Raises `ImageError`, `MessageError`,
+        `DeviceError`.
+        """
+        return Conversation(self, image, system)
+
+    def chat_batch(
+        self,
+        pairs: Iterable[tuple[ImageLike | None, Sequence[Message]]],
+        *,
+        max_new_tokens: int = 256,
+        **sampling: Any,
+    ) -> list[str]:
+        """`chat` for many (image, messages) at once, in their order; the same keyword arguments.
+
+        Each row is answered as it would be alone, as far as rounding does not tip a balance. A
+        `seed` is each row's own: it draws what `chat` would draw with that seed. Raises as `chat`,
+        naming the row, counted from 1.
+        """
+        check_max_new_tokens(max_new_tokens)
+        return answer_batch(self, pairs, max_new_tokens, Sampling(**sampling))
+
     def _answer(
         self,
         image: ImageLike | None,
@@ -156,7 +183,7 @@ class FlashVL(nn.Module):
         with out_of_memory_as_error("answering"):
             image = None if image is None else load_image(image)
             input_ids, pixels = self.prepare(image, messages)
-            self._check_length(input_ids.shape[1])
+            check_length(input_ids.shape[1], self.config.decoder.context)
             with torch.inference_mode():
                 grid = None if image is None else self.grid(image)
                 embeddings = self.embed(input_ids, self.encode(pixels, grid))  # (1, T, D)
@@ -219,11 +246,3 @@ class FlashVL(nn.Module):
                 "this model has no tokenizer; load one with from_pretrained, or set model.tokenizer"
             )
         return self.tokenizer
-
-    def _check_length(self, tokens: int) -> None:
-        context = self.config.decoder.context
-        if tokens >= context:
-            raise MessageError(
-                f"the prompt has {tokens} tokens, the model's context {context}; use a shorter "
-                "conversation or a picture of fewer tiles"
-            )

@@ -1,0 +1,357 @@
+"""Rounds about one picture: the answers of `chat` with the whole list, without reading it again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from tiny import picture, teach_answer, tiny_model, user
+
+from flashvl import FlashVL
+from flashvl.conversation import Conversation, common_prefix
+from flashvl.errors import ArgumentError, CheckpointError, ImageError, MessageError
+from flashvl.generate import generate
+
+NANO = Path(__file__).parent.parent / "weights" / "nano"
+QUESTIONS = ["What is in the picture?", "\n这是什么颜色？", "", "And\n\nnow? <|im_end|>"]
+MANY_WAYS = [
+    {"max_new_tokens": 5},
+    {"max_new_tokens": 12, "repetition_penalty": 1.5},
+    {"max_new_tokens": 9, "do_sample": True, "temperature": 2.0, "top_k": 90, "seed": 3},
+    {"max_new_tokens": 1},
+]
+
+
+@contextmanager
+def given_ids():
+    """The list of all answers' ids, of `chat` and of conversations, while it is open."""
+    answers = []
+
+    def listening(*arguments):
+        answers.append([])
+        for token_id in generate(*arguments):
+            answers[-1].append(token_id)
+            yield token_id
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flashvl.model.generate", listening)
+        patch.setattr("flashvl.conversation.generate", listening)
+        yield answers
+
+
+def check_round(asked: Conversation, image, question: str, **options) -> list[int]:
+    """Asks, and compares with `chat`: the text, the ids and the list of messages."""
+    messages = [*asked.messages, *user(question)]
+    with given_ids() as answers:
+        answer = asked.ask(question, **options)
+        assert answer == asked._model.chat(image, messages, **options)
+    assert answers[0] == answers[1]
+    assert asked.messages == [*messages, {"role": "assistant", "content": answer}]
+    return answers[0]
+
+
+@contextmanager
+def lengths_read(decoder):
+    """How many tokens each pass through the decoder reads."""
+    lengths = []
+    hook = decoder.register_forward_pre_hook(
+        lambda module, arguments: lengths.append(arguments[0].shape[1])
+    )
+    yield lengths
+    hook.remove()
+
+
+@pytest.mark.parametrize("size", [(40, 20), None])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_every_round_is_that_of_chat_with_the_whole_list(any_model, size, system):
+    image = size and picture(*size)
+    asked = any_model.start(image, system)
+    for question, options in zip(QUESTIONS, MANY_WAYS):
+        check_round(asked, image, question, **options)
+
+
+@pytest.mark.parametrize(
+    "assumptions",
+    [{"stitching": "mean"}, {"slice_markers": ("[PLACEHOLDER_0]", "[PLACEHOLDER_1]")}],
+)
+def test_with_other_assumptions_too(assumptions):
+    image, asking = picture(20, 50), tiny_model(seed=4, **assumptions)
+    asked = asking.start(image)
+    for question in QUESTIONS:
+        check_round(asked, image, question, max_new_tokens=4)
+
+
+def test_an_answer_that_its_text_encodes_otherwise_is_read_again(model):
+    """`chat` sees the text alone, so the ids that were given do not count."""
+    asked = model.start(picture())
+    differed = 0
+    for question in QUESTIONS:
+        ids = check_round(asked, picture(), question, max_new_tokens=20)
+        differed += ids != model.tokenizer.encode(asked.messages[-1]["content"])
+    assert differed
+
+
+def test_nano_answers_the_same_in_rounds():
+    nano = FlashVL.from_pretrained("nano", device="cpu", dtype="float32")
+    image = sorted((NANO / "pictures").glob("*.png"))[0]
+    for options in ({}, {"max_new_tokens": 3}, {"repetition_penalty": 1.3}):
+        asked = nano.start(image)
+        for question in ("What is in the picture?", "What colour is it?", "How many?"):
+            check_round(asked, image, question, **{"max_new_tokens": 24} | options)
+
+
+def test_the_picture_is_encoded_once_and_only_new_tokens_are_read():
+    asking = tiny_model()
+    ids = teach_answer(asking, "It:是🔴!")  # with the stop token
+    passes = []
+    asking.vision.register_forward_hook(lambda *_: passes.append("tower"))
+    asking.compressor.register_forward_hook(lambda *_: passes.append("compressor"))
+    asked = asking.start(picture())
+    read_before = 0
+    for question in QUESTIONS:
+        prompt = asking.prepare(picture(), [*asked.messages, *user(question)])[0].shape[1]
+        with lengths_read(asking.decoder) as lengths:
+            asked.ask(question)
+        assert lengths == [prompt - read_before] + [1] * (len(ids) - 1)
+        read_before = prompt + len(ids) - 1
+    assert passes == ["tower", "compressor"]
+    assert lengths[0] < 40 < prompt
+
+
+def test_of_an_answer_cut_short_only_the_last_token_is_read_again():
+    asking = tiny_model()
+    teach_answer(asking, "It:是🔴!")
+    asked = asking.start(None)
+    asked.ask("One?", max_new_tokens=2)
+    prompt = asking.prepare(None, user("One?"))[0].shape[1]
+    longer = asking.prepare(None, [*asked.messages, *user("Two?")])[0].shape[1]
+    with lengths_read(asking.decoder) as lengths:
+        asked.ask("Two?", max_new_tokens=1)
+    assert lengths == [longer - prompt - 1]
+
+
+def test_the_same_question_after_a_broken_off_stream_reads_one_token(model):
+    asked = model.start(picture())
+    next(asked.stream("What?", max_new_tokens=9))
+    assert asked.messages == []
+    with lengths_read(model.decoder) as lengths:
+        asked.ask("What?", max_new_tokens=1)
+    assert lengths == [1]
+    check_round(asked, picture(), "What?", max_new_tokens=9)
+
+
+def test_pieces_join_to_the_answer_and_the_round_joins_at_their_end():
+    asking = tiny_model()
+    teach_answer(asking, "It:是🔴!")
+    asked = asking.start(picture())
+    pieces = []
+    for piece in asked.stream("What?"):
+        assert asked.messages == []
+        pieces.append(piece)
+    assert "🔴" in pieces
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert asked.messages == [*user("What?"), {"role": "assistant", "content": "".join(pieces)}]
+
+
+def test_of_two_streams_at_once_the_older_one_says_that_it_is_over():
+    asking = tiny_model()
+    teach_answer(asking, "It:是🔴!")
+    asked = asking.start(picture())
+    older, newer = asked.stream("One?"), asked.stream("Two?")
+    next(older)
+    first = next(newer)
+    with pytest.raises(ArgumentError, match="another question"):
+        next(older)
+    assert first + "".join(newer) == "It:是🔴!"
+    assert [message["content"] for message in asked.messages] == ["Two?", "It:是🔴!"]
+
+
+def test_bfloat16_weights_answer_too():
+    asking = tiny_model().bfloat16()
+    asked = asking.start(picture())
+    first = asked.ask("What?", max_new_tokens=5)
+    assert first == asking.chat(picture(), user("What?"), max_new_tokens=5)
+    assert isinstance(asked.ask("And?", max_new_tokens=5), str)
+    assert asked._cache.keys.dtype == torch.bfloat16
+
+
+def test_two_conversations_know_nothing_of_each_other(model):
+    one, two = model.start(picture()), model.start(picture(20, 40))
+    for question in QUESTIONS[:2]:
+        check_round(one, picture(), question, max_new_tokens=4)
+        check_round(two, picture(20, 40), question, max_new_tokens=4)
+
+
+def test_a_bad_round_leaves_the_conversation_as_it_was(model):
+    asked = model.start(picture())
+    check_round(asked, picture(), "One?", max_new_tokens=4)
+    before = list(asked.messages)
+    for question, options, error in (
+        ("long " * 600, {}, MessageError),
+        (5, {}, MessageError),
+        ("\ud800", {}, MessageError),
+        ("Two?", {"max_new_tokens": 0}, ArgumentError),
+        ("Two?", {"temperature": 0}, ArgumentError),
+    ):
+        with pytest.raises(error):
+            asked.ask(question, **options)
+        assert asked.messages == before
+    with pytest.raises(ArgumentError):  # at once, not only when the first piece is asked for
+        asked.stream("Two?", top_p=2)
+    check_round(asked, picture(), "Two?", max_new_tokens=4)
+
+
+def test_a_round_that_fails_in_the_middle_is_forgotten():
+    asking = tiny_model()
+    ids = teach_answer(asking, "It:是🔴!")
+    asked = asking.start(picture())
+    check_round(asked, picture(), "One?")
+    sound = asking.decoder.embedding.weight[ids[2]].clone()
+    with torch.no_grad():
+        asking.decoder.embedding.weight[ids[2]] = torch.nan
+        with pytest.raises(CheckpointError, match="finite"):
+            asked.ask("Two?")
+        asking.decoder.embedding.weight[ids[2]] = sound
+    assert len(asked.messages) == 2
+    # The round before is in the cache with sound weights.
+    check_round(asked, picture(), "Two?")
+
+
+def test_rounds_up_to_the_end_of_the_context():
+    asking = tiny_model()
+    asking.stop_ids = frozenset()
+    asked = asking.start(None)
+    context = asking.config.decoder.context
+    rounds = 0
+    while asking.prepare(None, [*asked.messages, *user("!" * 60)])[0].shape[1] < context:
+        check_round(asked, None, "!" * 60, max_new_tokens=40)
+        rounds += 1
+    assert rounds > 2
+    with pytest.raises(MessageError, match=f"context {context}"):
+        asked.ask("!" * 60)
+    assert len(asked.messages) == 2 * rounds
+    # What room is left, and not a token more than it.
+    base = asking.prepare(None, [*asked.messages, *user("")])[0].shape[1]
+    left = context - base - 1
+    assert len(check_round(asked, None, "!" * left, max_new_tokens=10**9)) == 1
+
+
+def test_without_a_limit_the_answer_ends_with_the_context():
+    asking = tiny_model()
+    asking.stop_ids = frozenset()
+    ids = check_round(asking.start(picture()), picture(), "", max_new_tokens=10**9)
+    prompt = asking.prepare(picture(), user(""))[0].shape[1]
+    assert len(ids) == asking.config.decoder.context - prompt
+
+
+def test_a_changed_list_of_messages_is_what_counts(model):
+    """The user may take a round back, or put another system turn in its place."""
+    asked = model.start(picture(), "Be brief.")
+    for question in QUESTIONS[:3]:
+        check_round(asked, picture(), question, max_new_tokens=6)
+    del asked.messages[-2:]
+    check_round(asked, picture(), "Another?", max_new_tokens=6)
+    asked.messages[0] = {"role": "system", "content": "Be long."}
+    check_round(asked, picture(), "And?", max_new_tokens=6)
+
+
+def test_what_is_wrong_is_said_at_the_start():
+    asking = tiny_model()
+    with pytest.raises(ImageError):
+        asking.start("no/such/file.png")
+    with pytest.raises(MessageError):
+        asking.start(None, system=5)
+    asking.tokenizer = None
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        asking.start(None)
+
+
+ROUND = st.fixed_dictionaries(
+    {
+        "question": st.text("ab \n是🔴<|im_end|>", max_size=12),
+        "max_new_tokens": st.integers(1, 12),
+        "repetition_penalty": st.sampled_from([1.0, 1.4, 1e30]),
+        "do_sample": st.booleans(),
+        "temperature": st.sampled_from([0.5, 3.0]),
+        "seed": st.integers(0, 5),
+    }
+)
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(ROUND, st.none() | st.integers(0, 4)), min_size=1, max_size=4),
+    st.sampled_from([(40, 20), (20, 20), None]),
+    st.none() | st.text("ab\n", max_size=4),
+    st.sets(st.integers(0, 300), max_size=40),
+)
+def test_any_conversation_is_that_of_chat(rounds, size, system, stop_ids):
+    """With any stops; and streams that are broken off after some pieces, which leave nothing."""
+    asking = tiny_model(seed=1)
+    asking.stop_ids = frozenset(stop_ids)
+    image = size and picture(*size)
+    asked = asking.start(image, system)
+    for options, broken_off_after in rounds:
+        options = dict(options)
+        question = options.pop("question")
+        if broken_off_after is not None:
+            before = asked.messages
+            stream = asked.stream(question, **options)
+            for _ in range(broken_off_after):
+                if next(stream, None) is None:
+                    break
+            stream.close()
+            if asked.messages == before:
+                continue
+            asked.messages = before  # it had come to its end
+        check_round(asked, image, question, **options)
+
+
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
+def test_the_common_prefix_is_the_longest(one, other):
+    length = common_prefix(one, other)
+    assert one[:length] == other[:length]
+    assert length == min(len(one), len(other)) or one[length] != other[length]
+
+
+def converse(arguments: list[str], lines: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "flashvl", "chat", "--device", "cpu", *arguments]
+    return subprocess.run(command, input=lines.encode(), capture_output=True)
+
+
+def test_the_real_command_answers_as_chat_with_the_whole_list(tmp_path):
+    asking = tiny_model(seed=2)
+    asking.save_pretrained(tmp_path / "model")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
+    questions = ["What is this?", "long " * 600, "这是什么颜色？", "And now?"]
+    wanted, messages = "", []
+    for question in questions:
+        if question.startswith("long"):
+            continue
+        messages += user(question)
+        answer = asking.chat(tmp_path / "red.png", messages, max_new_tokens=9)
+        messages.append({"role": "assistant", "content": answer})
+        wanted += answer + "\n"
+    arguments = ["--model", str(tmp_path / "model"), "--image", str(tmp_path / "red.png")]
+    done = converse([*arguments, "--max-new-tokens", "9"], "\n".join(questions))
+    assert done.returncode == 0
+    assert done.stdout.decode() == wanted
+    assert done.stderr.decode().count("> ") == 5
+    assert "context" in done.stderr.decode()
+
+
+def test_the_real_command_with_nano():
+    nano = FlashVL.from_pretrained("nano", device="cpu")
+    image = sorted((NANO / "pictures").glob("*.png"))[0]
+    asked = nano.start(image)
+    questions = ["What is in the picture?", "What colour is it?", "How many objects are there?"]
+    wanted = [asked.ask(question) for question in questions]
+    done = converse(["--image", str(image)], "\n".join(questions) + "\n\nnever asked\n")
+    assert (done.returncode, done.stdout.decode()) == (0, "\n".join([*wanted, ""]))
