@@ -8,14 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .conversation import Conversation
 from .device import DTYPES
 from .errors import FlashVLError
 from .hub import download
-from .image import load_image
 from .model import FlashVL
 from .nano import score, train
-from .prompt import Message
-from .tools import parity, verify
+from .tools import look, parity, tiles, trace, verify
 
 MODEL_HELP = '"nano" (embedded), a folder, or a repository of the hub'
 
@@ -89,6 +88,24 @@ def build_parser() -> argparse.ArgumentParser:
             "compare with transformers, layer by layer",
             "flashvl parity --model nano",
         ),
+        (
+            trace,
+            "trace",
+            "what a run does, stage by stage or layer by layer",
+            "flashvl trace --image photo.jpg --depth 2",
+        ),
+        (
+            tiles,
+            "tiles",
+            "draw how a picture is cut into tiles and stitched",
+            "flashvl tiles --image photo.jpg --out tiles.png",
+        ),
+        (
+            look,
+            "look",
+            "draw where the decoder looks for each token of its answer",
+            'flashvl look --image photo.jpg "What is in the picture?" --out look.png',
+        ),
         (train, "train", "train nano from scratch", "flashvl train --recipe nano --out runs/nano"),
         (score, "score", "how often a model is right", "flashvl score --model nano --scenes 1000"),
     ):
@@ -100,26 +117,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_chat(options: argparse.Namespace) -> None:
     model = FlashVL.from_pretrained(options.model, options.device, options.dtype, options.revision)
-    image = None if options.image is None else load_image(options.image)
-    conversation: list[Message] = []
+    conversation = model.start(options.image)
     if options.question is not None:
-        _answer(model, image, options.question, conversation, options)
+        _answer(conversation, options.question, options)
         return
     print("Ask, one line at a time; an empty line or Ctrl-D ends.", file=sys.stderr)
     while question := _read_line():
         try:
-            _answer(model, image, question, conversation, options)
+            _answer(conversation, question, options)
         except FlashVLError as error:
             print(f"flashvl: {error}", file=sys.stderr)
 
 
-def _answer(model, image, question, conversation, options) -> None:
-    """Prints the answer as it comes; the round joins the conversation once it is whole."""
-    messages = [*conversation, {"role": "user", "content": question}]
-    pieces = []
-    for piece in model.stream(
-        image,
-        messages,
+def _answer(conversation: Conversation, question: str, options: argparse.Namespace) -> None:
+    """Prints the answer as it comes."""
+    for piece in conversation.stream(
+        question,
         do_sample=options.sample,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -129,9 +142,7 @@ def _answer(model, image, question, conversation, options) -> None:
         seed=options.seed,
     ):
         print(piece, end="", flush=True)
-        pieces.append(piece)
     print(flush=True)
-    conversation[:] = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
 
 def _read_line() -> str:

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from tiny import teach_answer, tiny_model
 
+from flashvl import FlashVL
 from flashvl.cli import main
 
-COMMANDS = ("chat", "download", "verify", "parity", "train", "score")
+COMMANDS = ("chat", "download", "verify", "parity", "trace", "tiles", "look", "train", "score")
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +63,19 @@ def test_without_a_question_it_converses(taught, picture, capsys, monkeypatch):
 
 
 def test_a_round_remembers_the_rounds_before(taught, capsys, monkeypatch):
-    asked = []
-    from flashvl import FlashVL
+    started = []
+    start = FlashVL.start
 
-    stream = FlashVL.stream
+    def listen(self, *arguments):
+        started.append(start(self, *arguments))
+        return started[-1]
 
-    def listen(self, image, messages, **options):
-        asked.append([message["content"] for message in messages])
-        return stream(self, image, messages, **options)
-
-    monkeypatch.setattr(FlashVL, "stream", listen)
+    monkeypatch.setattr(FlashVL, "start", listen)
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n\nthree\n"))
     main(["chat", "--model", taught])
-    assert asked == [["one"], ["one", "red", "two"]]  # the empty line ends it
+    (conversation,) = started
+    asked = [message["content"] for message in conversation.messages]
+    assert asked == ["one", "red", "two", "red"]  # the empty line ends it
 
 
 def test_a_conversation_goes_on_after_a_bad_round(taught, capsys, monkeypatch):

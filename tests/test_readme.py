@@ -40,7 +40,8 @@ def test_the_commands_are_understood():
     for arguments in commands:
         assert build_parser().parse_args(arguments).run
     listed = {arguments[0] for arguments in commands}
-    assert listed == {"chat", "download", "verify", "parity", "train", "score"}
+    tools = {"verify", "parity", "trace", "tiles", "look"}
+    assert listed == {"chat", "download", "train", "score"} | tools
 
 
 def test_the_map_names_every_file():
