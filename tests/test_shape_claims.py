@@ -1,0 +1,168 @@
+"""Every shape comment and docstring of the boxes is true, and a wrong one is found."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from shape_claims import Checker, comment_claims, fits
+
+from flashvl import (
+    FlashVL,
+    cache,
+    compressor,
+    decoder,
+    generate,
+    image,
+    layers,
+    model,
+    sampling,
+    siglip,
+    tiling,
+    vision,
+)
+from flashvl.nano.scenes import scene
+
+BOXES = [cache, compressor, decoder, generate, image, layers, model]
+BOXES += [sampling, siglip, tiling, vision]
+SAMPLED = {"do_sample": True, "top_k": 5, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 0}
+
+
+def known(flash: FlashVL) -> dict[str, dict[str, int]]:
+    """What the letters stand for in each box of one model."""
+    config = flash.config
+    tower, text = config.vision, config.decoder
+    heads = {"H": text.heads, "K": text.key_value_heads, "head width": text.head_width}
+    of_text = {"D": text.width, "V": text.vocabulary, **heads}
+    of_tower = {"D": tower.width, "C": 3, "N": tower.side**2, "H": tower.heads}
+    of_tower |= {"head width": tower.width // tower.heads, "p": tower.patch_size}
+    of_tower |= {"patch": tower.patch_size}
+    of_compressor = {
+        "D": tower.width,
+        "N": tower.side**2,
+        "T": config.tokens_per_tile,
+        "vision width": tower.width,
+        "decoder width": text.width,
+        "hidden width": config.compressor.hidden_width,
+        "factor": config.compressor.shuffle,
+        "shuffle": config.compressor.shuffle,
+        "core": tower.side - 2 * config.stitched_margin,
+    }
+    tiles = {"C": 3, "vision width": tower.width, "tokens": config.tokens_per_tile}
+    return {
+        "cache": of_text,
+        "decoder": of_text,
+        "generate": of_text,
+        "sampling": of_text,
+        "model": of_text | tiles,
+        "compressor": of_compressor,
+        "vision": of_tower,
+        "siglip": of_tower,
+        "image": {"C": 3},
+        "tiling": {},
+    }
+
+
+def everything(flash: FlashVL) -> None:
+    """Two rounds, a sampled answer, two rows at once, and tiles put together again."""
+    picture = scene(4).picture.resize((500, 110))
+    messages = [{"role": "user", "content": "What is in the picture?"}]
+    conversation = flash.start(np.asarray(picture))
+    for question in ("What is it?", "What colour?"):
+        conversation.ask(question, max_new_tokens=3)
+    flash.chat(picture, messages, max_new_tokens=3, **SAMPLED)
+    tiler, grid = flash.config.tiler, flash.grid(picture)
+    canvas = tiling.canvas_of(picture, grid, tiler)
+    tiling.stitch_tiles(tiling.cut_tiles(canvas, grid, tiler.core_size), grid, tiler.seen_margin)
+    if flash.config.tiler.stitching != "mean":  # that mode takes one picture at a time
+        input_ids, pixels = flash.prepare(picture, messages)
+        with torch.inference_mode():
+            flash(input_ids.repeat(2, 1), pixels.repeat(2, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp("shapes")
+    make_checkpoint(base / "static", kind="static")
+    make_checkpoint(base / "dynamic", kind="dynamic", assumptions={"token_order": "columns"})
+    make_checkpoint(base / "mean", kind="dynamic-iss", assumptions={"stitching": "mean"})
+    return base
+
+
+def test_all_claims_are_true_and_all_are_come_by(folders):
+    checkers = []
+    for name in ("nano", "static", "dynamic", "mean"):
+        flash = FlashVL.from_pretrained(name if name == "nano" else folders / name)
+        checker = Checker(BOXES, known(flash))
+        checker.run(lambda flash=flash: everything(flash))
+        assert not checker.wrong, name
+        checkers.append(checker)
+    assert len(checkers[0].all) > 80
+    assert checkers[0].all == set().union(*(checker.seen for checker in checkers))
+
+
+def wrong_in_two_ways(shape: str) -> list[str]:
+    """The claim with its dimensions in reverse, and without the last one."""
+    dims = shape.split(", ")
+    return [", ".join(reversed(dims)), ", ".join(dims[:-1]) + ","]
+
+
+@pytest.mark.parametrize("way", [0, 1])
+def test_wrong_claims_are_found(way):
+    """Each claim is made wrong in one way, all at once, and each must be told of.
+
+    Of those in reverse, nearly each."""
+    flash = FlashVL.from_pretrained("nano")
+    checker = Checker(BOXES, known(flash))
+    wronged = set()
+    for claim in (claim for claims in checker.comments.values() for claim in claims):
+        if "..." not in claim.shape and len(set(claim.shape.split(", "))) > 1:
+            claim.shape = wrong_in_two_ways(claim.shape)[way]
+            wronged.add(claim.where)
+    for code, (taken, given, where) in checker.docstrings.items():
+        if taken and "..." not in taken[0]:
+            changed = [wrong_in_two_ways(taken[0])[way], *taken[1:]]
+            checker.docstrings[code] = (changed, given, where)
+            wronged.add(where)
+    checker.run(lambda: everything(flash))
+    told = {line.split(": claimed")[0] for line in checker.wrong}
+    # Names that stand for nothing known, as in (T, B) for (B, T), may change places.
+    least = (0.85, 1.0)[way]
+    assert len(told) >= least * len(wronged & checker.seen) > 50
+
+
+@pytest.mark.parametrize(
+    ("claimed", "shape", "fit"),
+    [
+        ("B, T, D", (2, 5, 8), True),
+        ("B, D, T", (2, 5, 8), False),
+        ("B, T", (2, 5, 8), False),
+        ("B, T + 1, D", (2, 5, 8), True),  # T is not known yet
+        ("K, K", (3, 3), True),
+        ("K, K", (3, 4), False),
+        ("D / 2, D * D", (4, 64), True),
+        ("D / 2, D * D", (4, 63), False),
+        ("1 or D, T", (8, 7), True),
+        ("1 or D, T", (7, 7), False),
+        ("..., D", (2, 5, 8), True),
+        ("..., D", (2, 5, 7), False),
+        ("B, D, ...", (2, 8, 1, 1), True),
+        ("B, D, ...", (2, 7, 1, 1), False),
+        ("head width, D²", (4, 64), True),
+    ],
+)
+def test_shapes_and_claims(claimed, shape, fit):
+    assert fits(claimed, shape, {"D": 8, "head width": 4}) == fit
+
+
+def test_a_shape_comment_that_no_statement_ends_with_is_refused(tmp_path):
+    file = tmp_path / "lost.py"
+    file.write_text("def f(x):\n    y = x + 1  # (B, T)\n    x.sort()  # (B, T)\n    return y\n")
+    spec = importlib.util.spec_from_file_location("lost", file)
+    lost = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(lost)
+    with pytest.raises(AssertionError, match=r"lost\.py: no assignment or return ends at"):
+        comment_claims(lost)
