@@ -18,10 +18,9 @@ from ..tiling import tile_image
 from ..tokenizer import Tokenizer
 from .questions import Question
 from .recipe import Stage
-from .scenes import packed_tile, scene, training_number
+from .scenes import Scene, packed_tile, scene, training_number
 
 IGNORED = -100  # torch's cross-entropy passes over this label
-MOST_ROUNDS = 4
 SPAN = 2**32  # scene numbers of one stage; no stage draws as many
 
 
@@ -48,22 +47,33 @@ class TileBatch:
 
 @dataclass
 class SceneBatch:
-    """pixels (S, C, height, width) of all rows; input_ids and labels (B, T) int64.
+    """pixels (S, C, height, width) of all rows, and a row (B, T) int64 for each picture.
 
-    A label is the id to be predicted at its own place, or IGNORED.
+    A row is the beginning of the prompt up to the picture's last token, and then conversations
+    side by side: each goes on from that beginning and does not see the others. A label is the id
+    to be predicted at its own place, or IGNORED; positions are the decoder's; owners are 0 for
+    the beginning, 1, 2, ... for the conversations and -1 for padding.
     """
 
     pixels: Tensor
     input_ids: Tensor
     labels: Tensor
+    positions: Tensor
+    owners: Tensor
 
     def to(self, device: torch.device) -> SceneBatch:
-        parts = (self.pixels, self.input_ids, self.labels)
+        parts = (self.pixels, self.input_ids, self.labels, self.positions, self.owners)
         return SceneBatch(*(part.to(device) for part in parts))
 
     @property
     def pictures(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, 1, T, T), true where the token of the row may attend to that of the column."""
+        rows, columns = self.owners[:, :, None], self.owners[:, None, :]
+        return ((columns == 0) | (rows == columns)).tril()[:, None]  # (B, 1, T, T)
 
 
 class TileBatches(Dataset):
@@ -75,7 +85,7 @@ class TileBatches(Dataset):
     def __getitem__(self, step: int) -> TileBatch:
         vision, tiler = self.config.vision, self.config.tiler
         drawn = [
-            packed_tile(number, vision.image_size, vision.patch_size, self.stage.most_objects)
+            packed_tile(number, vision.image_size, vision.patch_size, self.stage.objects[1])
             for number in scene_numbers(self.stage, self.seed, self.first, step)
         ]
         tiles, shapes, colours, outlines = (np.stack(part) for part in zip(*drawn))
@@ -99,19 +109,17 @@ class SceneBatches(Dataset):
     def __getitem__(self, step: int) -> SceneBatch:
         stage = self.stage
         drawn = [
-            scene(number, stage.sides, stage.most_objects, stage.most_elongated)
+            scene(number, stage.sides, stage.objects, stage.most_elongated)
             for number in scene_numbers(stage, self.seed, self.first, step)
         ]
         tiles = [tile_image(one.picture, self.config.tiler)[0] for one in drawn]
-        conversations = [
-            encode_conversation(
-                _some(one.questions, one.number), self.tokenizer, self.config, len(t)
-            )
-            for one, t in zip(drawn, tiles)
+        rows = [
+            encode_side_by_side(_some(one, stage), self.tokenizer, self.config, len(its_tiles))
+            for one, its_tiles in zip(drawn, tiles)
         ]
         tiler = self.config.tiler
         pixels = normalise(np.concatenate(tiles), tiler.mean, tiler.std)  # (S, C, height, width)
-        return SceneBatch(pixels, *pad(conversations))
+        return SceneBatch(pixels, *pad(rows))
 
 
 def scene_numbers(stage: Stage, seed: int, first: int, step: int) -> list[int]:
@@ -120,11 +128,33 @@ def scene_numbers(stage: Stage, seed: int, first: int, step: int) -> list[int]:
     return [training_number(seed, number) for number in range(start, start + stage.batch)]
 
 
-def _some(questions: tuple[Question, ...], number: int) -> list[Question]:
-    """One to MOST_ROUNDS of a scene's questions, in a random order."""
-    random = np.random.default_rng((number, 1))
-    order = random.permutation(len(questions))[: random.integers(1, MOST_ROUNDS + 1)]
-    return [questions[index] for index in order]
+def _some(one: Scene, stage: Stage) -> list[list[Question]]:
+    """As many conversations as the stage has, of one to `stage.rounds` of the scene's questions."""
+    random = np.random.default_rng((one.number, 1))
+    left = [one.questions[index] for index in random.permutation(len(one.questions))]
+    conversations = []
+    while left and len(conversations) < stage.conversations:
+        rounds = int(random.integers(1, stage.rounds + 1))
+        conversations.append(left[:rounds])
+        left = left[rounds:]
+    return conversations
+
+
+def encode_side_by_side(
+    conversations: list[list[Question]], tokenizer: Tokenizer, config: FlashVLConfig, tiles: int
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Conversations about one picture -> ids, labels, positions and owners, each (T)."""
+    encoded = [encode_conversation(one, tokenizer, config, tiles) for one in conversations]
+    first, _ = encoded[0]
+    shared = max(place for place, token in enumerate(first) if token < 0) + 1
+    ids, labels = first[:shared], [IGNORED] * shared
+    positions, owners = list(range(shared)), [0] * shared
+    for number, (its_ids, its_labels) in enumerate(encoded, 1):
+        ids += its_ids[shared:]
+        labels += its_labels[shared:]
+        positions += range(shared, len(its_ids))
+        owners += [number] * (len(its_ids) - shared)
+    return ids, labels, positions, owners
 
 
 def encode_conversation(
@@ -147,15 +177,16 @@ def encode_conversation(
     return ids, labels
 
 
-def pad(conversations: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
-    """Conversations of any lengths -> input_ids (B, T), labels (B, T), padded on the right."""
-    longest = max(len(ids) for ids, _ in conversations)
-    input_ids = torch.zeros(len(conversations), longest, dtype=torch.int64)
-    labels = torch.full((len(conversations), longest), IGNORED)
-    for row, (its_ids, its_labels) in enumerate(conversations):
-        input_ids[row, : len(its_ids)] = torch.tensor(its_ids)
-        labels[row, : len(its_labels)] = torch.tensor(its_labels)
-    return input_ids, labels
+def pad(rows: list[tuple[list[int], ...]]) -> list[Tensor]:
+    """Rows of `encode_side_by_side` -> input_ids, labels, positions, owners, each (B, T).
+
+    Padded on the right.
+    """
+    longest = max(len(row[0]) for row in rows)
+    return [
+        torch.tensor([part + [padding] * (longest - len(part)) for part in parts])
+        for parts, padding in zip(zip(*rows), (0, IGNORED, 0, -1))
+    ]
 
 
 def batches(

@@ -20,6 +20,7 @@ from .wordings import (
     COUNT_COLOUR,
     COUNT_SHAPE,
     DESCRIPTION,
+    LIST,
     PICTURE,
     SHAPE_OF_COLOUR,
     SHAPE_OF_IT,
@@ -29,7 +30,7 @@ from .wordings import (
 )
 
 LANGUAGES = ("en", "zh")
-KINDS = ("colour", "shape", "count", "description")
+KINDS = ("colour", "shape", "count", "description", "list")
 
 
 class Coloured(Protocol):
@@ -60,6 +61,13 @@ def describe(objects: Sequence[Coloured], language: str) -> str:
     """All objects in the order given: "a red circle and a blue star"."""
     joint = "和" if language == "zh" else " and "
     return joint.join(name_object(thing, language) for thing in objects)
+
+
+def list_objects(objects: Sequence[Coloured], language: str) -> str:
+    """All objects in the order given, each by its shape first: "circle red, star blue"."""
+    if language == "zh":
+        return "，".join(SHAPES_ZH[thing.shape][0] + COLOURS_ZH[thing.colour] for thing in objects)
+    return ", ".join(f"{thing.shape} {thing.colour}" for thing in objects)
 
 
 def ask(
@@ -95,9 +103,12 @@ def ask(
         )[random.choice(3, p=(0.4, 0.4, 0.2))]
         answer = f"{number}个" if chinese else str(number)
         things = THING
-    else:
+    elif kind == "description":
         thing, words, things = objects[0], DESCRIPTION, THING
         answer = describe(objects, language)
+    else:
+        thing, words, things = objects[0], LIST, THING
+        answer = list_objects(objects, language)
     shape_words = SHAPES_ZH[thing.shape] if chinese else (_plural(thing.shape, words),)
     text = _pick(words[language], random).format(
         C=_pick(("colour", "color"), random),

@@ -21,25 +21,29 @@ CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 TOWER, READER = ("vision",), ("compressor", "decoder")
+ALL = TOWER + READER
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage: what is trained, on what, how much. `rate` is the highest learning rate.
 
-    `data` is "tiles" (packed tiles with labels for each patch) or "scenes" (questions about
-    pictures with sides of `sides` pixels). `most_objects` in each tile or scene.
+    `data` is "tiles" (packed tiles with labels for each patch) or "scenes" (pictures with sides
+    of `sides` pixels, and up to `conversations` side by side about each, of up to `rounds`
+    questions). `objects` are the fewest and the most in each tile or scene.
     """
 
     name: str
     data: str
     parts: tuple[str, ...]
-    most_objects: int
+    objects: tuple[int, int]
     steps: int
     batch: int
     rate: float
     sides: tuple[int, int] = (80, 640)
     most_elongated: float = 3.0
+    conversations: int = 6
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ NANO = Recipe(
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 2048,
-            "rope_theta": 10000.0,
+            "rope_theta": 1000000.0,
         },
         "intermediate_size": 256,
         "image_token_num": 36,
@@ -78,12 +82,14 @@ NANO = Recipe(
     vocabulary=512,
     stages=(
         # Alone an object is learned in a tenth of the steps that it takes among many.
-        Stage("tower, one object", "tiles", TOWER, most_objects=1, steps=3000, batch=32, rate=2e-3),
-        Stage("tower, many", "tiles", TOWER, most_objects=6, steps=3000, batch=32, rate=1e-3),
+        Stage("tower, one object", "tiles", TOWER, (1, 1), steps=3000, batch=32, rate=2e-3),
+        Stage("tower, many", "tiles", TOWER, (1, 6), steps=3000, batch=32, rate=1e-3),
         # Pictures of a single tile: the words are learned at a fifth of the cost.
-        Stage("words", "scenes", READER, 2, 1800, 32, 2e-3, sides=(80, 118), most_elongated=1.0),
-        Stage("answers", "scenes", READER, most_objects=2, steps=600, batch=32, rate=1e-3),
-        Stage("together", "scenes", TOWER + READER, 2, steps=300, batch=32, rate=5e-4),
+        Stage("words", "scenes", READER, (2, 2), 1800, 32, 2e-3, (80, 118), 1.0),
+        Stage("answers", "scenes", READER, (1, 2), 700, 32, 1e-3, conversations=4),
+        # All parts, and conversations of several rounds; first long ones, then many.
+        Stage("together", "scenes", ALL, (1, 2), 150, 32, 5e-4, conversations=2, rounds=4),
+        Stage("longer", "scenes", ALL, (1, 2), 360, 32, 7e-4, conversations=4, rounds=2),
     ),
 )
 RECIPES = {"nano": NANO}

@@ -56,24 +56,25 @@ def scoring_number(seed: int, index: int) -> int:
 def scene(
     number: int,
     sides: tuple[int, int] = (80, 640),
-    most_objects: int = 2,
+    objects: tuple[int, int] = (1, 2),
     most_elongated: float = 3.0,
 ) -> Scene:
     """The scene of a number (>= 0).
 
-    sides: shortest and longest canvas side in pixels. most_objects: 1 or 2. most_elongated:
-    the largest ratio of the canvas's sides; beyond 2:1 is rare.
+    sides: shortest and longest canvas side in pixels. objects: fewest and most, 1 or 2.
+    most_elongated: the largest ratio of the canvas's sides; beyond 2:1 is rare.
     """
     random = np.random.default_rng(number)
     width, height = _draw_canvas_size(sides, most_elongated, random)
-    objects = _lay_out(width, height, int(random.integers(1, most_objects + 1)), random)
-    background = draw_background([thing.rgb for thing in objects], random)
+    count = int(random.integers(objects[0], objects[1] + 1))
+    things = _lay_out(width, height, count, random)
+    background = draw_background([thing.rgb for thing in things], random)
     picture = Image.new("RGB", (width, height), background)
-    for thing in objects:
+    for thing in things:
         picture.paste(thing.rgb, thing.box, thing.mask)
     if random.random() < 0.25:
         picture = _through_jpeg(picture, random)
-    return Scene(number, picture, background, objects, ask_everything(objects, random))
+    return Scene(number, picture, background, things, ask_everything(things, random))
 
 
 def ask_everything(objects, random: np.random.Generator) -> tuple[Question, ...]:

@@ -14,13 +14,12 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from ..errors import ArgumentError
 from ..image import normalise
 from ..model import FlashVL
 from ..tiling import tile_image
-from .data import IGNORED, encode_conversation, pad
+from .data import IGNORED, SceneBatch, encode_side_by_side, pad
 from .questions import KINDS, LANGUAGES, Question
 from .scenes import scene, scoring_number
 
@@ -47,24 +46,17 @@ def right_answers(model: FlashVL, tiles, grid, questions: tuple[Question, ...]) 
     tiles (S, height, width, C) uint8, as `tile_image` gives them.
     """
     tiler = model.config.tiler
-    pixels = normalise(tiles, tiler.mean, tiler.std).to(model.device)  # (S, C, height, width)
-    image_tokens = model.encode(pixels, grid)  # (S, tokens, D)
-    conversations = [
-        encode_conversation([question], model.tokenizer, model.config, len(tiles))
-        for question in questions
-    ]
-    input_ids, labels = (part.to(model.device) for part in pad(conversations))  # 2 x (B, T)
-    every_row = image_tokens.repeat(len(questions), 1, 1)  # (B * S, tokens, D)
-    hidden = model.decoder(model.embed(input_ids, every_row))  # (B, T, D)
-    return _all_likeliest(model, hidden[:, :-1], labels[:, 1:]).tolist()
-
-
-def _all_likeliest(model: FlashVL, hidden: Tensor, labels: Tensor) -> Tensor:
-    """hidden (B, T, D), labels (B, T) -> (B), true where each label is the likeliest id."""
-    answers = labels != IGNORED  # (B, T)
-    wrong = torch.zeros_like(answers)
-    wrong[answers] = model.decoder.head(hidden[answers]).argmax(-1) != labels[answers]
-    return ~wrong.any(dim=1)  # (B)
+    pixels = normalise(tiles, tiler.mean, tiler.std)  # (S, C, height, width)
+    each_alone = [[question] for question in questions]
+    row = encode_side_by_side(each_alone, model.tokenizer, model.config, len(tiles))
+    batch = SceneBatch(pixels, *pad([row])).to(model.device)
+    embeddings = model.embed(batch.input_ids, model.encode(batch.pixels, grid))  # (1, T, D)
+    hidden = model.decoder(embeddings, positions=batch.positions, mask=batch.mask)  # (1, T, D)
+    asked = batch.labels != IGNORED  # (1, T)
+    logits = model.decoder.head(hidden[:, :-1][asked[:, 1:]])  # (answer tokens, V)
+    wrong = logits.argmax(-1) != batch.labels[asked]  # (answer tokens)
+    wrong_owners = set(batch.owners[asked][wrong].tolist())
+    return [number not in wrong_owners for number in range(1, len(questions) + 1)]
 
 
 def as_table(result: Score) -> str:

@@ -54,8 +54,8 @@ def train(
     _check_folder(folder, resume)
     where = choose_device(device)
     torch.manual_seed(seed)
-    trainer = Trainer(recipe).to(where)
     tokenizer = train_tokenizer(recipe)
+    trainer = Trainer(recipe, tokenizer).to(where)
     stage_number, step, moments = 0, 0, {}
     if resume:
         stage_number, step, moments = load_state(trainer, folder / STATE, run)

@@ -7,41 +7,82 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..model import FlashVL
+from ..tokenizer import Tokenizer
 from ..vision import cut_patches
 from .data import IGNORED, SceneBatch, TileBatch, TileBatches
+from .questions import LANGUAGES
 from .recipe import Recipe, Stage, nano_config
 from .scenes import OUTLINE
 from .shapes import COLOURS, SHAPES
+from .wordings import COLOURS_ZH, SHAPES_ZH
 
 LABELS = (1 + len(SHAPES), 1 + len(COLOURS), OUTLINE**2)  # widths of the label head's parts
-WHITENING = Stage("whitening", "tiles", (), most_objects=6, steps=1, batch=400, rate=0.0)
+WORDS = (len(LANGUAGES) * len(SHAPES), len(LANGUAGES) * len(COLOURS))
+WHITENING = Stage("whitening", "tiles", (), objects=(1, 6), steps=1, batch=400, rate=0.0)
 
 
 class Trainer(nn.Module):
-    """The model, and a head for patch labels that is thrown away after the first stage."""
+    """The model, and a head for patch labels that is thrown away at the end."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.model = FlashVL(nano_config(recipe))
         width = self.model.config.vision.width
         self.label_head = nn.Linear(width, sum(LABELS))
+        self.register_buffer("names", average_of_tokens(tokenizer, recipe.vocabulary))
         set_starting_values(self.model)
 
     def loss(self, batch: TileBatch | SceneBatch) -> tuple[Tensor, Tensor]:
         """-> the loss and the share of labels that are predicted, both ()."""
+        features = self.model.vision(batch.pixels)  # (S, N, D)
         if isinstance(batch, TileBatch):
-            features = self.model.vision(batch.pixels)  # (S, N, D)
-            shapes, colours, outlines = self.label_head(features).split(LABELS, dim=-1)
-            shape_loss, shape_share = _loss_and_share(shapes, batch.shapes, least=1)
-            colour_loss, _ = _loss_and_share(colours, batch.colours, least=1)
-            # Outlines are what shapes are told by; learned alone, shapes come much later.
-            outline_loss = F.binary_cross_entropy_with_logits(outlines, batch.outlines)
-            return shape_loss + colour_loss + outline_loss, shape_share
-        embeddings = self.model.embed(batch.input_ids, self.model.encode(batch.pixels))  # (B, T, D)
-        hidden = self.model.decoder(embeddings)  # (B, T, D)
+            return self.label_loss(features, batch)
+        tokens = self.model.compressor(features)  # (S, tokens, D)
+        embeddings = self.model.embed(batch.input_ids, tokens)  # (B, T, D)
+        hidden = self.model.decoder(embeddings, positions=batch.positions, mask=batch.mask)
         answers = batch.labels[:, 1:] != IGNORED  # (B, T - 1)
         logits = self.model.decoder.head(hidden[:, :-1][answers])  # (answer tokens, V)
-        return _loss_and_share(logits, batch.labels[:, 1:][answers], least=0)
+        loss, share = _loss_and_share(logits, batch.labels[:, 1:][answers], least=0)
+        return loss + self.name_loss(features, tokens), share
+
+    def label_loss(self, features: Tensor, batch: TileBatch) -> tuple[Tensor, Tensor]:
+        """What the label head says of each patch against what the generator knows."""
+        shapes, colours, outlines = self.label_head(features).split(LABELS, dim=-1)
+        shape_loss, shape_share = _loss_and_share(shapes, batch.shapes, least=1)
+        colour_loss, _ = _loss_and_share(colours, batch.colours, least=1)
+        # Outlines are what shapes are told by; learned alone, shapes come much later.
+        outline_loss = F.binary_cross_entropy_with_logits(outlines, batch.outlines)
+        return shape_loss + colour_loss + outline_loss, shape_share
+
+    def name_loss(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """How near image tokens lie to the decoder's words for what they show. ().
+
+        What they show is what the tower's label head says. Without this the decoder finds a
+        thing by its colour or shape only after many times as many steps.
+        """
+        with torch.no_grad():
+            labels = self.label_head(self.model.compressor.reduce(features)).split(LABELS, dim=-1)
+            shapes, colours = (part.argmax(-1).flatten() for part in labels[:2])  # (S * tokens)
+        words = self.names @ self.model.decoder.embedding.weight  # (words, D)
+        nearness = (tokens @ words.T).flatten(0, 1)  # (S * tokens, words)
+        of_shapes, of_colours = nearness.split(WORDS, dim=-1)
+        loss = tokens.new_zeros(())
+        for nearness, shown in ((of_shapes, shapes), (of_colours, colours)):
+            for logits in nearness.chunk(len(LANGUAGES), dim=-1):
+                logits = F.pad(logits, (1, 0))  # (S * tokens, 1 + words of the language)
+                loss = loss + F.cross_entropy(logits, shown) / len(LANGUAGES)
+        return loss
+
+
+def average_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> Tensor:
+    """For each word for a shape or a colour the mean over its tokens, as a matrix: (words, V)."""
+    words = [f" {word}" for word in SHAPES] + [SHAPES_ZH[word][0] for word in SHAPES]
+    words += [f" {word}" for word in COLOURS] + [COLOURS_ZH[word] for word in COLOURS]
+    rows = torch.zeros(len(words), vocabulary)
+    for row, word in zip(rows, words):
+        ids = tokenizer.encode(word)
+        row[ids] = 1 / len(ids)
+    return rows
 
 
 @torch.no_grad()

@@ -185,6 +185,22 @@ DESCRIPTION = {
         "这张图片里有什么？",
     ),
 }
+LIST = {
+    "en": (
+        "List the shapes and their {C}s.",
+        "List the shapes with their {C}s.",
+        "List each shape and its {C}.",
+        "Name each shape and its {C}.",
+        "Give the {C} of each shape.",
+    ),
+    "zh": (
+        "列出每个形状和它的颜色。",
+        "列出形状和颜色。",
+        "说出每个形状和颜色。",
+        "每个形状是什么颜色？",
+        "{P}每个形状各是什么颜色？",
+    ),
+}
 PICTURE = {
     "en": ("picture", "picture", "image", "photo"),
     "zh": ("图中", "图里", "图片中", "图片里", "画面中", "图像中"),

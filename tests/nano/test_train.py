@@ -16,9 +16,17 @@ from flashvl.errors import ArgumentError
 from flashvl.nano import recipe as recipe_module
 from flashvl.nano import train as train_module
 from flashvl.nano import trainer as trainer_module
-from flashvl.nano.data import IGNORED, TileBatches, encode_conversation, pad
+from flashvl.nano.data import (
+    IGNORED,
+    SceneBatch,
+    TileBatches,
+    encode_conversation,
+    encode_side_by_side,
+    pad,
+)
 from flashvl.nano.recipe import NANO, READER, TOWER, Recipe, Stage, nano_config, train_tokenizer
 from flashvl.nano.scenes import scene, training_number
+from flashvl.nano.shapes import COLOURS, SHAPES
 from flashvl.nano.train import make_optimizer, scaled, train
 from flashvl.nano.trainer import Trainer
 from flashvl.prompt import encode_messages
@@ -32,9 +40,9 @@ def tiny() -> Recipe:
     config["llm_config"] |= small | {"num_attention_heads": 2, "num_key_value_heads": 1}
     config["intermediate_size"] = 16
     stages = (
-        Stage("tower", "tiles", TOWER, most_objects=3, steps=50, batch=8, rate=5e-3),
-        Stage("answers", "scenes", READER, most_objects=2, steps=50, batch=2, rate=1e-2),
-        Stage("together", "scenes", TOWER + READER, most_objects=2, steps=4, batch=2, rate=1e-3),
+        Stage("tower", "tiles", TOWER, objects=(1, 3), steps=50, batch=8, rate=5e-3),
+        Stage("answers", "scenes", READER, objects=(1, 2), steps=50, batch=2, rate=1e-2),
+        Stage("together", "scenes", TOWER + READER, objects=(1, 2), steps=4, batch=2, rate=1e-3),
     )
     return Recipe(config, NANO.vocabulary, stages)
 
@@ -155,8 +163,8 @@ def test_steps_scale_all_stages_in_proportion():
         assert (new.name, new.batch) == (old.name, old.batch)
 
 
-def test_a_stage_trains_its_parts_alone(tiny):
-    trainer = Trainer(tiny)
+def test_a_stage_trains_its_parts_alone(tiny, tokenizer):
+    trainer = Trainer(tiny, tokenizer)
     for stage in tiny.stages:
         optimizer = make_optimizer(trainer, stage)
         trained = {id(one) for group in optimizer.param_groups for one in group["params"]}
@@ -168,8 +176,8 @@ def test_a_stage_trains_its_parts_alone(tiny):
             assert (id(parameter) in trained) == parameter.requires_grad == bool(wanted), name
 
 
-def test_starting_values_whiten_the_patches_and_tell_places_apart():
-    trainer = Trainer(NANO)
+def test_starting_values_whiten_the_patches_and_tell_places_apart(tokenizer):
+    trainer = Trainer(NANO, tokenizer)
     pixels = TileBatches(trainer.model.config, trainer_module.WHITENING, seed=0, first=0)[0].pixels
     with torch.no_grad():
         embedded = trainer.model.vision.patch_embedding(pixels).flatten(0, 1)  # (S * N, D)
@@ -198,9 +206,56 @@ def test_labels_are_the_answers_and_prompts_are_those_of_chat(tiny, tokenizer):
     prompt = encode_messages(first, tokenizer, config.prompt, 3, config.tokens_per_tile)
     assert ids[: len(prompt)] == prompt
     assert labels[: len(prompt)] == [IGNORED] * len(prompt)
-    input_ids, padded = pad([(ids, labels), (ids[:5], labels[:5])])
-    assert input_ids.shape == padded.shape == (2, len(ids))
-    assert (padded[1] == IGNORED).all()
+
+
+def test_conversations_side_by_side_do_not_see_each_other(tiny, tokenizer):
+    """Each gives the hidden states that it gives in a row of its own, whatever stands beside it."""
+    torch.manual_seed(3)
+    model = FlashVL(nano_config(tiny)).eval()
+    drawn = [scene(training_number(1, index)) for index in (1, 2)]
+    several = [[list(one.questions[:2]), [one.questions[-1]]] for one in drawn]
+    rows = [encode_side_by_side(one, tokenizer, model.config, tiles=2) for one in several]
+    pixels = torch.randn(2 * 2, 3, 112, 112)
+    batch = SceneBatch(pixels, *pad(rows))
+    assert batch.mask.shape == (2, 1, *[batch.input_ids.shape[1]] * 2)
+    tokens = model.encode(pixels)  # (S, tokens, D)
+    hidden = model.decoder(
+        model.embed(batch.input_ids, tokens), positions=batch.positions, mask=batch.mask
+    )  # (B, T, D)
+    for row, conversations in enumerate(several):
+        for number, one in enumerate(conversations, 1):
+            ids, labels = encode_conversation(one, tokenizer, model.config, tiles=2)
+            alone = model.decoder(model.embed(torch.tensor([ids]), tokens[2 * row : 2 * row + 2]))
+            its = batch.owners[row] == number
+            assert torch.allclose(hidden[row, its], alone[0, -int(its.sum()) :], atol=1e-5)
+            assert batch.labels[row, its].tolist() == labels[-int(its.sum()) :]
+    padding = batch.owners == -1
+    assert padding.any()
+    assert (batch.labels[padding] == IGNORED).all()
+
+
+def test_image_tokens_are_drawn_to_the_words_for_what_they_show(tiny, tokenizer):
+    trainer = Trainer(tiny, tokenizer)
+    words = trainer.names @ trainer.model.decoder.embedding.weight  # (words, D)
+    features = torch.zeros(1, 64, 16)
+    with torch.no_grad():
+        trainer.label_head.weight.zero_()
+        trainer.label_head.bias.zero_()
+        trainer.label_head.bias[1 + SHAPES.index("star")] = 1.0
+        trainer.label_head.bias[1 + len(SHAPES) + 1 + list(COLOURS).index("red")] = 1.0
+    of_star = words[SHAPES.index("star")] + words[len(SHAPES) + SHAPES.index("star")]
+    first_colour = 2 * len(SHAPES)
+    red = first_colour + list(COLOURS).index("red")
+    of_red = words[red] + words[red + len(COLOURS)]
+    right = (20 * (of_star + of_red)).detach().expand(1, 36, -1)
+    blue = first_colour + list(COLOURS).index("blue")
+    wrong = (20 * (of_star + words[blue] + words[blue + len(COLOURS)])).detach().expand(1, 36, -1)
+    assert trainer.name_loss(features, right) < trainer.name_loss(features, wrong)
+    with torch.no_grad():  # where the tower sees nothing, no word may be near
+        trainer.label_head.bias.zero_()
+        trainer.label_head.bias[[0, 1 + len(SHAPES)]] = 1.0
+    nothing = -(words.sum(0) * 20).detach().expand(1, 36, -1)
+    assert trainer.name_loss(features, nothing) < trainer.name_loss(features, right)
 
 
 def test_the_tokenizer_is_the_same_each_time_and_reads_the_worlds_words_shortly(tiny, tokenizer):
