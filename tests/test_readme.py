@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from tiny import tiny_model
 
 from flashvl import FlashVL
 from flashvl.cli import build_parser, main
@@ -62,8 +61,8 @@ def test_every_published_model_is_named():
 
 
 def test_the_python_runs(tmp_path, monkeypatch):
-    """The block under "In Python", line by line, with a tiny model in the 2B's place."""
-    model = tiny_model()
+    """The block under "In Python", line by line, with nano in the 2B's place."""
+    model = FlashVL.from_pretrained("nano")
     monkeypatch.chdir(tmp_path)
     names = {
         "model": model,
@@ -75,6 +74,10 @@ def test_the_python_runs(tmp_path, monkeypatch):
     }
     section = README[README.index("## In Python") :]
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1), names)
+    assert [message["role"] for message in names["conversation"].messages] == [
+        "user",
+        "assistant",
+    ] * 2
     assert names["logits"].shape == (*names["input_ids"].shape, model.config.decoder.vocabulary)
     assert (tmp_path / "folder" / "config.json").exists()
 
