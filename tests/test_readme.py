@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-
 from flashvl import FlashVL
 from flashvl.cli import build_parser, main
 from flashvl.config_parts import ASSUMPTIONS
