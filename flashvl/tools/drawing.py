@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import ArgumentError
+from .new_file import check_new, write_new
 
 # Told apart with every kind of colour vision. Source: Okabe and Ito, Color Universal Design.
 BLACK, GREY, WHITE = (0, 0, 0), (110, 110, 110), (255, 255, 255)
@@ -214,26 +215,11 @@ def check_out(file: Path) -> None:
     """Raises `ArgumentError` unless a new PNG can be made as `file`; before any long work."""
     if file.suffix.lower() != ".png":
         raise ArgumentError(f"--out {file}: the picture is a PNG; give a name that ends in .png")
-    try:
-        there, folder = file.exists(), file.parent.is_dir()
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"--out {file} cannot be a file: {error}") from error
-    if there:
-        raise ArgumentError(f"{file} is there already; give another --out, or remove it first")
-    if not folder:
-        raise ArgumentError(f"there is no folder {file.parent}; make it first")
+    check_new(file, "--out")
 
 
 def save(picture: Image.Image, file: Path) -> None:
     """Writes a PNG that was not there before. Raises `ArgumentError` rather than replace a file."""
     contents = io.BytesIO()
     picture.save(contents, "PNG", optimize=True)
-    try:
-        with file.open("xb") as out:
-            out.write(contents.getvalue())
-    except FileExistsError as error:
-        raise ArgumentError(
-            f"{file} is there already; give another --out, or remove it first"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"{file} cannot be written: {error}") from error
+    write_new(file, "--out", contents.getvalue())

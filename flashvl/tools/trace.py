@@ -23,6 +23,7 @@ from ..generate import check_length, check_max_new_tokens, decode_one_token
 from ..hub import published_models
 from ..image import load_image
 from ..model import FlashVL
+from .new_file import check_new, write_new
 from .trace_page import page
 from .trace_recorder import Recorder, Row
 from .trace_shapes import DRY_DTYPE, model_of_shapes, prepare_shapes, unsettled
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     if options.dry and options.model in published_models():
         result["notes"] += unsettled(model.config)
     if options.html is not None:
-        write_new(options.html, page(result))
+        write_new(options.html, "--html", page(result).encode("utf-8", "replace"))
     print(json.dumps(result, indent=1, ensure_ascii=False) if options.json else text(result))
 
 
@@ -101,28 +102,7 @@ def check(options: argparse.Namespace) -> None:
     if options.prompt is not None and options.prompt < 1:
         raise ArgumentError(f"--prompt must be from 1, found {options.prompt}")
     if options.html is not None:
-        check_new(options.html)
-
-
-def check_new(file: Path) -> None:
-    """Raises `ArgumentError` unless `file` can be made, before any long work."""
-    try:
-        there, folder = file.exists(), file.parent.is_dir()
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"--html {file} cannot be a file: {error}") from error
-    if there:
-        raise ArgumentError(f"{file} is there already; give another --html, or remove it first")
-    if not folder:
-        raise ArgumentError(f"there is no folder {file.parent}; make it first")
-
-
-def write_new(file: Path, content: str) -> None:
-    """A new file. Raises `ArgumentError` if there is one by now, or it cannot be written."""
-    try:
-        with file.open("xb") as opened:
-            opened.write(content.encode("utf-8", "replace"))
-    except OSError as error:
-        raise ArgumentError(f"{file} cannot be written: {error}") from error
+        check_new(options.html, "--html")
 
 
 def trace(

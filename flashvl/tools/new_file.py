@@ -1,0 +1,34 @@
+"""A file that a tool writes: it must be new, so that nothing a user has is ever replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import ArgumentError
+
+
+def check_new(file: Path, option: str) -> None:
+    """Raises `ArgumentError` unless `file`, given as `option`, is new and can be made."""
+    try:
+        there, folder = file.exists(), file.parent.is_dir()
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{option} {file} cannot be a file: {error}") from error
+    if there:
+        raise ArgumentError(_taken(file, option))
+    if not folder:
+        raise ArgumentError(f"there is no folder {file.parent}; make it first")
+
+
+def write_new(file: Path, option: str, content: bytes) -> None:
+    """A new file. Raises `ArgumentError` if there is one by now, or it cannot be written."""
+    try:
+        with file.open("xb") as opened:
+            opened.write(content)
+    except FileExistsError as error:
+        raise ArgumentError(_taken(file, option)) from error
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{file} cannot be written: {error}") from error
+
+
+def _taken(file: Path, option: str) -> str:
+    return f"{file} is there already; give another {option}, or remove it first"
