@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from .cache import KVCache
 from .decoder import Decoder
 from .errors import ArgumentError, FlashVLError, out_of_memory_as_error
-from .generate import check_length, choose_token, new_generator, whole_characters
-from .image import load_image
+from .generate import choose_token, new_generator, whole_characters
 from .sampling import Sampling
 
 
@@ -67,14 +66,9 @@ def read_row(
     if not isinstance(pair, tuple | list) or len(pair) != 2:
         raise ArgumentError("each row must be a pair (image, messages)")
     image, messages = pair
-    image = None if image is None else load_image(image)
-    grid = None if image is None else model.grid(image)
-    input_ids, pixels = model.prepare(image, messages)  # (1, T), (S, C, height, width)
-    tokens, context = input_ids.shape[1], model.config.decoder.context
-    check_length(tokens, context)
-    embeddings = model.embed(input_ids, model.encode(pixels, grid))  # (1, T, D)
+    input_ids, embeddings = model.embed_prompt(image, messages)  # (1, T), (1, T, D)
     text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
-    limit = min(max_new_tokens, context - tokens)
+    limit = min(max_new_tokens, model.config.decoder.context - input_ids.shape[1])
     return Row(number, embeddings, text_ids, limit, new_generator(sampling, input_ids.device))
 
 

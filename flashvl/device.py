@@ -16,7 +16,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError
+    except Exception as error:  # RuntimeError, AssertionError, ModuleNotFoundError: as the kind is
         raise DeviceError(
             f"the device {name} is not there; use auto, cpu"
             + (", cuda" if torch.cuda.is_available() else " (no CUDA device was found)")

@@ -106,6 +106,21 @@ class FlashVL(nn.Module):
         input_ids = torch.tensor([ids], device=self.device)  # (1, T)
         return input_ids, pixels
 
+    def embed_prompt(
+        self, image: ImageLike | None, messages: Sequence[Message]
+    ) -> tuple[Tensor, Tensor]:
+        """A picture and a conversation -> input_ids (1, T), embeddings (1, T, D), the prompt read.
+
+        Raises `ImageError`, and `MessageError` also if the prompt leaves no room for an answer.
+        """
+        image = None if image is None else load_image(image)
+        input_ids, pixels = self.prepare(image, messages)
+        check_length(input_ids.shape[1], self.config.decoder.context)
+        with torch.inference_mode():
+            grid = None if image is None else self.grid(image)
+            embeddings = self.embed(input_ids, self.encode(pixels, grid))  # (1, T, D)
+        return input_ids, embeddings
+
     def grid(self, image: ImageLike) -> Grid:
         """The (rows, columns) of tiles that a picture is cut into."""
         image, tiler = load_image(image), self.config.tiler
@@ -181,12 +196,7 @@ class FlashVL(nn.Module):
     ) -> Iterator[str]:
         check_max_new_tokens(max_new_tokens)
         with out_of_memory_as_error("answering"):
-            image = None if image is None else load_image(image)
-            input_ids, pixels = self.prepare(image, messages)
-            check_length(input_ids.shape[1], self.config.decoder.context)
-            with torch.inference_mode():
-                grid = None if image is None else self.grid(image)
-                embeddings = self.embed(input_ids, self.encode(pixels, grid))  # (1, T, D)
+            input_ids, embeddings = self.embed_prompt(image, messages)
             text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
             answer = generate(
                 self.decoder, embeddings, text_ids, max_new_tokens, sampling, self.stop_ids

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..decoder import Decoder, rope_rotation, rotate
 from ..device import DTYPES
 from ..errors import ArgumentError, out_of_memory_as_error
-from ..generate import check_length, check_max_new_tokens, generate
+from ..generate import check_max_new_tokens, generate
 from ..image import ImageLike, load_image
 from ..model import FlashVL
 from ..prompt import TILE_NEXT, TILE_START
@@ -110,11 +110,10 @@ def look(
     check_max_new_tokens(max_new_tokens)
     image = load_image(image)
     grid = model.grid(image)
-    input_ids, pixels = model.prepare(image, [{"role": "user", "content": question}])
-    check_length(input_ids.shape[1], model.config.decoder.context)
-    decoder, text_ids = model.decoder, input_ids[input_ids >= 0][None]
+    decoder = model.decoder
     with out_of_memory_as_error("answering"), torch.inference_mode():
-        embeddings = model.embed(input_ids, model.encode(pixels, grid))  # (1, T, D)
+        input_ids, embeddings = model.embed_prompt(image, [{"role": "user", "content": question}])
+        text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
         answer = generate(decoder, embeddings, text_ids, max_new_tokens, Sampling(), model.stop_ids)
         ids = list(answer)
         # The whole answer at once gives each of its tokens the same attention as one by one.
