@@ -56,7 +56,7 @@ def normalise(tiles: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
     Scaled to 0..1, then less the mean and divided by the deviation of each channel. Source: the
     published preprocessor_config.json.
     """
-    pixels = torch.from_numpy(tiles).permute(0, 3, 1, 2).float() / 255  # (S, C, height, width)
+    pixels = torch.tensor(tiles).permute(0, 3, 1, 2).float() / 255  # (S, C, height, width)
     channels = (1, -1, 1, 1)
     return (pixels - torch.tensor(mean).view(channels)) / torch.tensor(std).view(channels)
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config_parts import VisionConfig
+from .errors import ArgumentError
 from .layers import RMSNorm, SwiGLU
 
 
@@ -97,8 +98,15 @@ def cut_patches(pixels: Tensor, patch: int) -> Tensor:
 
 
 def middle_positions(positions: Tensor, patches: int) -> Tensor:
-    """The middle square of learned positions. (1, N, D) -> (1, patches, D)."""
+    """The middle square of learned positions. (1, N, D) -> (1, patches, D).
+
+    Raises `ArgumentError` if a tile has more patches than there are positions.
+    """
     side, wanted = math.isqrt(positions.shape[1]), math.isqrt(patches)
+    if wanted > side:
+        raise ArgumentError(
+            f"a tile of {wanted} x {wanted} patches; this tower knows at most {side} x {side}"
+        )
     start = (side - wanted) // 2
     grid = positions.unflatten(1, (side, side))  # (1, side, side, D)
     grid = grid[:, start : start + wanted, start : start + wanted]  # (1, wanted, wanted, D)
