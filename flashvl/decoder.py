@@ -108,10 +108,23 @@ class DecoderAttention(nn.Module):
         q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(self.index, k, v)  # (B, K, seen + T, head width)
-        # Without a mask, several tokens have nothing before them and one token sees all.
-        is_causal = mask is None and q.shape[2] > 1
-        x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=True)
-        return self.output(x.transpose(1, 2).flatten(2))  # (B, T, D)
+        return self.output(attend(q, k, v, mask))  # (B, T, D)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention in which H / K query heads share one key/value head.
+
+    (B, H, T, head width), 2 x (B, K, seen + T, head width) -> (B, T, H * head width). Without a
+    mask several tokens are causal with nothing before them, and one token sees all.
+    """
+    if q.shape[2] == 1:
+        # As rows of their key/value head the query heads need no copies of it.
+        q = q.view(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, K, H / K, head width)
+        x = F.scaled_dot_product_attention(q, k, v, mask)  # (B, K, H / K, head width)
+        return x.flatten(1)[:, None]  # (B, 1, H * head width)
+    is_causal = mask is None
+    x = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, enable_gqa=True)
+    return x.transpose(1, 2).flatten(2)  # (B, T, H * head width)
 
 
 def rope_rotation(
