@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .cache import KVCache
 from .decoder import Decoder
 from .errors import ArgumentError, FlashVLError, out_of_memory_as_error
-from .generate import choose_token, new_generator, whole_characters
+from .generate import check_token, choose_token, new_generator, whole_characters
 from .sampling import Sampling
 
 
@@ -84,6 +84,8 @@ def generate_rows(
         tokens = choose_tokens(logits, rows, sampling)  # (B, 1)
         going_on = []
         for place, (row, token_id) in enumerate(zip(rows, tokens[:, 0].tolist())):
+            with naming_row(row.number):
+                check_token(token_id)
             if token_id in stop_ids:
                 continue
             row.answer.append(token_id)
@@ -104,9 +106,8 @@ def choose_tokens(logits: Tensor, rows: Sequence[Row], sampling: Sampling) -> Te
     """Row by row, so that each draws as it would alone. (B, V) -> (B, 1)."""
     tokens = []
     for place, row in enumerate(rows):
-        with naming_row(row.number):
-            own = logits[place : place + 1]  # (1, V)
-            tokens.append(choose_token(own, row.seen, sampling, row.generator))
+        own = logits[place : place + 1]  # (1, V)
+        tokens.append(choose_token(own, row.seen, sampling, row.generator))
     return torch.cat(tokens)  # (B, 1)
 
 

@@ -35,7 +35,8 @@ class Conversation:
             grid = None if image is None else model.grid(image)
             _, pixels = model.prepare(image, [*self.messages, {"role": "user", "content": ""}])
             self._image_tokens = model.encode(pixels, grid)  # (S, T, D) or None
-        self._cache = KVCache(model.config.decoder, 0, device=model.device, dtype=model.dtype)
+        config, dtype = model.config.decoder, model.activation_dtype
+        self._cache = KVCache(config, 0, device=model.device, dtype=dtype)
         # The last prompt and the answer to it; the cache holds the first of them.
         self._ids: list[int] = []
 
@@ -92,7 +93,14 @@ class Conversation:
             embeddings = model.embed(new_ids, self._image_tokens if has_places else None)
         text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
         answer = generate(
-            model.decoder, embeddings, text_ids, max_new_tokens, sampling, model.stop_ids, cache
+            model.decoder,
+            embeddings,
+            text_ids,
+            max_new_tokens,
+            sampling,
+            model.stop_ids,
+            cache,
+            model.steps,
         )
         for token_id in answer:
             ids.append(token_id)

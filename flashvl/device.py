@@ -29,7 +29,7 @@ def choose_device(name: str | torch.device) -> torch.device:
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype | None:
     """ "auto" (as stored, but float32 on the CPU), a name or a torch dtype; None means as stored.
 
-    Most CPUs have no 16-bit arithmetic and are many times slower with it. Raises `ArgumentError`.
+    Large models on the CPU have a way of their own, `cpu.py`. Raises `ArgumentError`.
     """
     if name == "auto":
         return torch.float32 if device.type == "cpu" else None

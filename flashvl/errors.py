@@ -46,7 +46,10 @@ class DeviceError(FlashVLError):
 
 @contextmanager
 def out_of_memory_as_error(what: str) -> Iterator[None]:
-    """Turns every form in which memory runs out into a `DeviceError` that names `what`."""
+    """Turns every form in which memory runs out into a `DeviceError` that names `what`.
+
+    Also what `torch.compile` raises when it cannot compile.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -55,6 +58,9 @@ def out_of_memory_as_error(what: str) -> Iterator[None]:
         # The CPU allocator reports exhaustion as a plain RuntimeError.
         if "can't allocate memory" in str(error) or "not enough memory" in str(error):
             raise DeviceError(_no_memory(what)) from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(str(error).split())[:200]
+            raise DeviceError(f"torch.compile failed, go without --compile: {reason}") from error
         raise
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from .decoder import Decoder
 from .errors import ArgumentError, CheckpointError, MessageError
 from .sampling import Sampling, next_token
 from .tokenizer import Tokenizer
+
+NOT_FINITE = -1  # in the place of a token's id
 
 
 def prefill(decoder: Decoder, embeddings: Tensor, cache: KVCache) -> Tensor:
@@ -26,6 +29,17 @@ def decode_one_token(decoder: Decoder, token: Tensor, cache: KVCache) -> Tensor:
     return decoder.head(hidden[:, -1])  # (B, V)
 
 
+class Steps:
+    """How `generate` carries out prefill and decode: as they are; `compiling.py` compiles them."""
+
+    def prefill(self, decoder: Decoder, embeddings: Tensor, cache: KVCache) -> Tensor:
+        return prefill(decoder, embeddings, cache)
+
+    def begin(self, decoder: Decoder, cache: KVCache) -> Callable[[Tensor], Tensor]:
+        """One answer's `decode_one_token`, of which the token alone is left to give."""
+        return partial(decode_one_token, decoder, cache=cache)
+
+
 @torch.inference_mode()
 def generate(
     decoder: Decoder,
@@ -35,6 +49,7 @@ def generate(
     sampling: Sampling,
     stop_ids: Collection[int],
     cache: KVCache | None = None,
+    steps: Steps | None = None,
 ) -> Iterator[int]:
     """Yields the ids of the answer to one prompt, without the stop token.
 
@@ -50,17 +65,19 @@ def generate(
     most = min(max_new_tokens, config.context - tokens)
     cache.reserve(tokens + most)
     generator = new_generator(sampling, device)
-    logits = prefill(decoder, embeddings, cache)
+    steps = steps or Steps()
+    logits = steps.prefill(decoder, embeddings, cache)
+    decode = steps.begin(decoder, cache)
     seen = text_ids
     for step in range(most):
         token = choose_token(logits, seen, sampling, generator)  # (1, 1)
-        token_id = token.item()
+        token_id = check_token(token.item())
         if token_id in stop_ids:
             return
         yield token_id
         if step + 1 < most:
             seen = torch.cat((seen, token), dim=1)  # (1, T + 1)
-            logits = decode_one_token(decoder, token, cache)
+            logits = decode(token)
 
 
 def new_generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
@@ -75,13 +92,23 @@ def new_generator(sampling: Sampling, device: torch.device) -> torch.Generator |
 def choose_token(
     logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator | None
 ) -> Tensor:
-    """`next_token`, (B, V) -> (B, 1); raises `CheckpointError` if the logits are not finite."""
-    if not logits.isfinite().all():
+    """`next_token`, (B, V) -> (B, 1); `NOT_FINITE` for rows whose logits are not all finite.
+
+    Asks nothing of the device: whoever reads the ids hands them to `check_token`.
+    """
+    finite = logits.isfinite().all(dim=-1, keepdim=True)  # (B, 1)
+    token = next_token(logits.where(finite, 0), seen, sampling, generator)  # (B, 1)
+    return token.where(finite, NOT_FINITE)
+
+
+def check_token(token_id: int) -> int:
+    """The id of `choose_token` again; raises `CheckpointError` if it is `NOT_FINITE`."""
+    if token_id == NOT_FINITE:
         raise CheckpointError(
             "the model gives numbers that are not finite; run `flashvl verify --values` on its "
             "folder, or use --dtype float32"
         )
-    return next_token(logits, seen, sampling, generator)
+    return token_id
 
 
 def whole_characters(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:

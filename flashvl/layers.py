@@ -1,6 +1,8 @@
-"""Two small layers that the AIMv2 tower and the Qwen2 decoder share."""
+"""Two small layers that the AIMv2 tower and the Qwen2 decoder share; how layers are replaced."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -34,3 +36,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+def replace_linears(model: nn.Module, build: Callable[[nn.Linear], nn.Module]) -> None:
+    """Puts `build(linear)` in the place of every `nn.Linear` of a model."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, build(child))

@@ -11,16 +11,19 @@ from torch import Tensor, nn
 
 from .batch import answer_batch
 from .checkpoint import check_tensors, load_tensors, read_config, read_headers, read_stop_ids
+from .compiling import compile_model
 from .compressor import Compressor
 from .config import FlashVLConfig
 from .conversation import Conversation
+from .cpu import fit_to_cpu, stays_in_bfloat16
 from .decoder import Decoder
 from .device import choose_device, choose_dtype
 from .errors import ArgumentError, CheckpointError, out_of_memory_as_error
-from .generate import check_length, check_max_new_tokens, generate, whole_characters
+from .generate import Steps, check_length, check_max_new_tokens, generate, whole_characters
 from .hub import find_model
 from .image import ImageLike, load_image, normalise
 from .prompt import TILE_NEXT, TILE_START, Message, encode_messages
+from .quantising import check_quantize, quantise
 from .sampling import Sampling
 from .saving import save_checkpoint
 from .siglip import SigLIPEncoder
@@ -45,6 +48,7 @@ class FlashVL(nn.Module):
         self.decoder = Decoder(config.decoder)
         self.tokenizer: Tokenizer | None = None
         self.stop_ids: frozenset[int] = frozenset()
+        self.steps = Steps()
         self.folder: Path | None = None
 
     def forward(
@@ -114,9 +118,10 @@ class FlashVL(nn.Module):
         Raises `ImageError`, and `MessageError` also if the prompt leaves no room for an answer.
         """
         image = None if image is None else load_image(image)
-        input_ids, pixels = self.prepare(image, messages)
-        check_length(input_ids.shape[1], self.config.decoder.context)
+        # Pixels too, so that they look alike to a compiled tower wherever they come from.
         with torch.inference_mode():
+            input_ids, pixels = self.prepare(image, messages)
+            check_length(input_ids.shape[1], self.config.decoder.context)
             grid = None if image is None else self.grid(image)
             embeddings = self.embed(input_ids, self.encode(pixels, grid))  # (1, T, D)
         return input_ids, embeddings
@@ -199,7 +204,13 @@ class FlashVL(nn.Module):
             input_ids, embeddings = self.embed_prompt(image, messages)
             text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
             answer = generate(
-                self.decoder, embeddings, text_ids, max_new_tokens, sampling, self.stop_ids
+                self.decoder,
+                embeddings,
+                text_ids,
+                max_new_tokens,
+                sampling,
+                self.stop_ids,
+                steps=self.steps,
             )
             yield from whole_characters(answer, self._require_tokenizer())
 
@@ -211,16 +222,21 @@ class FlashVL(nn.Module):
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
         assumptions: Mapping[str, Any] | None = None,
+        quantize: str | None = None,
     ) -> FlashVL:
         """Loads "nano", a folder in the published layout, or a repository of the hub.
 
-        `assumptions` overrides fields of `config_parts.ASSUMPTIONS`. Raises `CheckpointError`,
-        `ConfigError`, `DownloadError`, `DeviceError`, `ArgumentError`.
+        `dtype` "auto": as stored; on a CPU large bfloat16 weights stay as stored and are multiplied
+        as `cpu.py` says, others become float32. `quantize` "int8": the decoder's weights as int8,
+        see `quantising.py`. `assumptions` overrides fields of `config_parts.ASSUMPTIONS`. Raises
+        `CheckpointError`, `ConfigError`, `DownloadError`, `DeviceError`, `ArgumentError`.
         """
         device = choose_device(device)
-        dtype = choose_dtype(dtype, device)
+        check_quantize(quantize)
+        wanted_dtype = choose_dtype(dtype, device)
         folder = find_model(name, revision)
         headers = read_headers(folder)
+        fits_to_cpu = dtype == "auto" and device.type == "cpu" and stays_in_bfloat16(headers)
         config = read_config(folder, headers, assumptions)
         tokenizer = Tokenizer.from_folder(folder)
         if tokenizer.vocabulary > config.decoder.vocabulary:
@@ -232,11 +248,23 @@ class FlashVL(nn.Module):
             model = cls(config)
         check_tensors(model, config, headers)
         with out_of_memory_as_error("loading the weights"):
-            load_tensors(model, config, headers, device, dtype)
+            load_tensors(model, config, headers, device, None if fits_to_cpu else wanted_dtype)
+            if quantize is not None:
+                quantise(model)
+            if fits_to_cpu:
+                fit_to_cpu(model)
         model.tokenizer = tokenizer
         model.stop_ids = read_stop_ids(folder, tokenizer)
         model.folder = folder
         return model.eval()
+
+    def compile(self) -> None:
+        """Compiles tower, prefill and decode in place, for CUDA; `chat` and `start` then use them.
+
+        Compiling happens at the first answers and takes a minute or so; see `compiling.py`. Raises
+        `ArgumentError` for int8 weights on a CPU.
+        """
+        compile_model(self)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Writes the published layout. Raises `CheckpointError` rather than replace a model."""
@@ -248,7 +276,13 @@ class FlashVL(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the weights."""
         return self.decoder.embedding.weight.dtype
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """Of what passes through the layers; float32 where `cpu.py` widens bfloat16 weights."""
+        return self.decoder.embedding(torch.empty(0, dtype=torch.long, device=self.device)).dtype
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

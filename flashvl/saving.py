@@ -16,8 +16,10 @@ from torch import nn
 
 from .checkpoint import INDEX, SINGLE
 from .config import FlashVLConfig
+from .cpu import is_widened
 from .errors import CheckpointError
 from .names import published_name
+from .quantising import is_quantised
 
 # The published files are cut at this size.
 SHARD_SIZE = "5GB"
@@ -34,6 +36,8 @@ def save_checkpoint(model: nn.Module, folder: Path, overwrite: bool) -> None:
     appears whole or not at all. Raises `CheckpointError` if `folder` holds a model already and
     `overwrite` is false, or if `folder` cannot be written.
     """
+    if is_quantised(model):
+        raise CheckpointError("a model with int8 weights is not saved; load it without quantize")
     present = [name for name in WRITTEN if (folder / name).exists()]
     if present and not overwrite:
         raise CheckpointError(
@@ -77,9 +81,10 @@ def _write_folder(model: nn.Module, folder: Path) -> None:
 
 def published_state(model: nn.Module, config: FlashVLConfig) -> dict[str, torch.Tensor]:
     """Published tensor name -> tensor, in the files' order; a tied head is left out."""
-    vision = config.vision
+    architecture, prefix = config.vision.architecture, config.vision.tensor_prefix
+    dtype = model.dtype if is_widened(model) else None
     return {
-        published_name(name, vision.architecture, vision.tensor_prefix): parameter.detach()
+        published_name(name, architecture, prefix): parameter.detach().to(dtype=dtype)
         for part in ("vision", "decoder", "compressor")
         for name, parameter in model.named_parameters()
         if name.startswith(f"{part}.")

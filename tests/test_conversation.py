@@ -34,9 +34,9 @@ def given_ids():
     """The list of all answers' ids, of `chat` and of conversations, while it is open."""
     answers = []
 
-    def listening(*arguments):
+    def listening(*arguments, **more):
         answers.append([])
-        for token_id in generate(*arguments):
+        for token_id in generate(*arguments, **more):
             answers[-1].append(token_id)
             yield token_id
 

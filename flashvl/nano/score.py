@@ -18,6 +18,7 @@ import torch
 from ..errors import ArgumentError
 from ..image import normalise
 from ..model import FlashVL
+from ..quantising import WIDTHS
 from ..tiling import tile_image
 from .data import IGNORED, SceneBatch, encode_side_by_side, pad
 from .questions import KINDS, LANGUAGES, Question
@@ -96,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the scenes (default: 0)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--quantize", choices=WIDTHS, help="the decoder's weights as int8")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -103,7 +105,7 @@ def run(options: argparse.Namespace) -> None:
         raise ArgumentError(f"--scenes must be at least 1, found {options.scenes}")
     if not 0 <= options.seed < 2**20:
         raise ArgumentError(f"--seed must be from 0 to {2**20 - 1}, found {options.seed}")
-    model = FlashVL.from_pretrained(options.model, options.device)
+    model = FlashVL.from_pretrained(options.model, options.device, quantize=options.quantize)
     numbers = [scoring_number(options.seed, index) for index in range(options.scenes)]
     result = score(model, _with_progress(numbers))
     print(as_table(result))

@@ -189,7 +189,7 @@ def run_stages(
         embeddings = stage("embed", model.embed, input_ids, image_tokens)  # (1, T, D)
         tokens = embeddings.shape[1]
         capacity = min(tokens + max_new_tokens, decoder.config.context)
-        cache = KVCache(decoder.config, capacity, device=model.device, dtype=model.dtype)
+        cache = KVCache(decoder.config, capacity, device=model.device, dtype=embeddings.dtype)
         hidden = stage("prefill", decoder, embeddings, cache=cache)  # (1, T, D)
         logits = stage("head", decoder.head, hidden[:, -1])  # (1, V)
         answer: list[int] = []

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..cpu import WideningEmbedding
+
 Shapes = list[list[int]]
 
 
@@ -101,11 +103,11 @@ class Recorder(TorchFunctionMode):
         if not self._is_stage(name, module):
             self._open(name, inputs[:1])
         # Of an embedding the rows of the ids alone are read.
-        is_lookup = isinstance(module, nn.Embedding)
+        is_lookup = isinstance(module, nn.Embedding | WideningEmbedding)
         for row, _ in self.open:
             for weight in weights:
                 row.weights[weight.id] = weight.count
-                share = inputs[0].numel() / module.num_embeddings if is_lookup else 1
+                share = inputs[0].numel() / len(module.weight) if is_lookup else 1
                 row.bytes += round(weight.bytes * share)
 
     def _after(
@@ -151,7 +153,7 @@ def count_operations(func: Callable, args: tuple[Any, ...]) -> int:
     attention, QK^T and attention x V, over all pairs of tokens even where attention is causal.
     Norms, activations, RoPE, softmax and sums count as 0.
     """
-    if func is F.linear:
+    if func is F.linear or func is torch.ops.mkldnn._linear_pointwise:
         x, weight = args[:2]  # (..., width in), (width out, width in)
         return 2 * x.numel() * weight.shape[0]
     if func is F.scaled_dot_product_attention:

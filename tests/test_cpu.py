@@ -1,0 +1,340 @@
+"""The fast path of a CPU: its products beside float32's, and whole models fitted to either CPU.
+
+"Within t relative" means: the largest |difference| is at most t of the largest value wanted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoints import KINDS, make_checkpoint
+from folders import SINGLE, load
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny import picture, user
+from torch import nn
+
+from flashvl import FlashVL, cpu
+from flashvl.cache import KVCache
+from flashvl.checkpoint import read_headers
+from flashvl.cpu import (
+    FEW_ROWS,
+    OneRowLinear,
+    WideningEmbedding,
+    WideningLinear,
+    fit_to_cpu,
+    stays_in_bfloat16,
+)
+from flashvl.generate import decode_one_token, prefill
+from flashvl.tools.look import look
+from flashvl.tools.parity import difference
+from flashvl.tools.trace import trace
+
+# Sums of float32 in another order.
+FLOAT32_TOLERANCE = 1e-6
+# The same through all layers of a tiny model.
+MANY_ROWS_TOLERANCE = 1e-5
+# bfloat16 has 8 bits of precision, 4e-3 relative, which the layers multiply.
+BFLOAT16_TOLERANCE = 0.1
+
+SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 70))  # D, width
+LEADING = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+
+
+def linear(width_in: int, width_out: int, bias: bool) -> nn.Linear:
+    """A bfloat16 one with random weights."""
+    return nn.Linear(width_in, width_out, bias=bias).bfloat16()
+
+
+def within(ours: torch.Tensor, wanted: torch.Tensor, tolerance: float) -> bool:
+    assert ours.shape == wanted.shape
+    return not wanted.numel() or difference("", ours, wanted).relative <= tolerance
+
+
+def widened_product(x: torch.Tensor, like: nn.Linear) -> torch.Tensor:
+    bias = None if like.bias is None else like.bias.double()
+    return F.linear(x.double(), like.weight.double(), bias)
+
+
+@given(SHAPES, LEADING, st.booleans())
+@torch.inference_mode()
+def test_products_of_many_rows_are_those_of_float32(shape, leading, bias):
+    plain = linear(*shape, bias)
+    x = torch.randn(*leading, FEW_ROWS + 1, shape[0])
+    product = WideningLinear(plain)(x)
+    assert product.dtype == torch.float32
+    assert within(product, widened_product(x, plain), FLOAT32_TOLERANCE)
+
+
+@given(SHAPES, st.integers(0, FEW_ROWS), st.booleans())
+@torch.inference_mode()
+def test_products_of_few_rows_are_those_of_bfloat16(shape, rows, bias):
+    plain = linear(*shape, bias)
+    x = torch.randn(1, rows, shape[0])
+    product = WideningLinear(plain)(x)
+    assert product.dtype == torch.float32
+    wanted = F.linear(x.bfloat16(), plain.weight).float()
+    if bias:
+        wanted = wanted + plain.bias.float()
+    assert torch.equal(product, wanted)
+
+
+@given(SHAPES, LEADING, st.booleans())
+@torch.inference_mode()
+def test_products_straight_from_bfloat16_are_torchs_own(shape, leading, bias):
+    plain = linear(*shape, bias)
+    x = torch.randn(*leading, shape[0]).bfloat16()
+    product = OneRowLinear(plain)(x)
+    assert product.dtype == torch.bfloat16
+    assert within(product, plain(x), 2**-7)  # sums in another order may round to a neighbour
+    assert within(product, widened_product(x, plain), 2**-7)
+
+
+def test_one_row_leaves_onednn_as_it_was():
+    layer = OneRowLinear(linear(8, 8, True))
+    row = torch.randn(1, 8).bfloat16()
+    for enabled in (True, False):
+        with torch.backends.mkldnn.flags(enabled=enabled):
+            layer(row)
+            assert torch.backends.mkldnn.enabled is enabled
+            layer(row.expand(7, 8))
+            assert torch.backends.mkldnn.enabled is enabled
+            with pytest.raises(RuntimeError):
+                layer(row[:, :5])
+            assert torch.backends.mkldnn.enabled is enabled
+
+
+def test_one_row_is_multiplied_without_onednn_and_many_with_it(monkeypatch):
+    seen = []
+    plain = F.linear
+
+    def watched(*arguments):
+        seen.append(torch.backends.mkldnn.enabled)
+        return plain(*arguments)
+
+    monkeypatch.setattr(cpu.F, "linear", watched)
+    layer = OneRowLinear(linear(8, 8, False))
+    with torch.backends.mkldnn.flags(enabled=True):
+        layer(torch.randn(1, 1, 8).bfloat16())
+        layer(torch.randn(1, 2, 8).bfloat16())
+    assert seen == [False, True]
+
+
+def test_an_embedding_is_widened_row_by_row():
+    embedding = nn.Embedding(20, 6).bfloat16()
+    ids = torch.randint(0, 20, (2, 3))
+    looked_up = WideningEmbedding(embedding)(ids)
+    assert looked_up.dtype == torch.float32
+    assert torch.equal(looked_up, embedding.weight.float()[ids])
+
+
+# Whole models.
+
+
+@pytest.fixture
+def always_worthwhile(monkeypatch):
+    monkeypatch.setattr(cpu, "WORTHWHILE_BYTES", 0)
+
+
+def fitted(folder, monkeypatch, arithmetic: bool, **options) -> FlashVL:
+    """`from_pretrained`'s "auto" on a CPU with or without arithmetic in bfloat16."""
+    monkeypatch.setattr(cpu, "has_bfloat16_arithmetic", lambda: arithmetic)
+    return load(folder, **options)
+
+
+def mappings(name: str) -> list[range]:
+    """Where files of this name are mapped into memory; Linux alone tells."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not tell which files are mapped")
+    lines = [line.split() for line in maps.read_text().splitlines() if line.endswith(f"/{name}")]
+    ends = [line[0].split("-") for line in lines]
+    return [range(int(start, 16), int(end, 16)) for start, end in ends]
+
+
+def step_logits(model: FlashVL, image, steps: int) -> list[torch.Tensor]:
+    """Logits of prefill and then of each decoded token, the same ids for every model."""
+    with torch.inference_mode():
+        _, embeddings = model.embed_prompt(image, user())
+        cache = KVCache(
+            model.config.decoder, embeddings.shape[1] + steps, dtype=model.activation_dtype
+        )
+        logits = [prefill(model.decoder, embeddings, cache)]
+        for token in range(steps):
+            logits.append(decode_one_token(model.decoder, torch.tensor([[50 + token]]), cache))
+    return logits
+
+
+FORMS = {"head of its own": {}, "tied head, shards": {"tied": True, "shards": 2}}
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+@pytest.mark.parametrize("arithmetic", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_fitted_model_gives_the_logits_of_float32(tmp_path, monkeypatch, kind, form, arithmetic):
+    """Without arithmetic a prompt's are those of float32 but for the last row, which is the head's.
+
+    The rest is at bfloat16's precision, and not exact: else nothing was saved.
+    """
+    make_checkpoint(tmp_path, kind=kind, dtype=torch.bfloat16, **FORMS[form])
+    model = fitted(tmp_path, monkeypatch, arithmetic)
+    exact = load(tmp_path, dtype="float32")
+    assert model.dtype == torch.bfloat16
+    assert model.activation_dtype == (torch.bfloat16 if arithmetic else torch.float32)
+    input_ids, pixels = model.prepare(picture(), user())
+    with torch.inference_mode():
+        logits, wanted = model(input_ids, pixels), exact(input_ids, pixels)
+    assert logits.dtype == model.activation_dtype
+    tolerance = BFLOAT16_TOLERANCE if arithmetic else MANY_ROWS_TOLERANCE
+    assert within(logits, wanted, tolerance)
+    pairs = list(zip(step_logits(model, picture(), 6), step_logits(exact, picture(), 6)))
+    off = [difference("logits", *pair).relative for pair in pairs]
+    assert all(0 < one <= BFLOAT16_TOLERANCE for one in off), off
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+@pytest.mark.parametrize("arithmetic", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_stay_where_they_are(tmp_path, monkeypatch, kind, tied, arithmetic):
+    """Mapped from the file: fitting copies none but the small ones that it widens."""
+    make_checkpoint(tmp_path, kind=kind, dtype=torch.bfloat16, tied=tied)
+    places = {}
+
+    def watched(model):
+        places.update({name: tensor.data_ptr() for name, tensor in model.named_parameters()})
+        assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+        fit_to_cpu(model)
+
+    monkeypatch.setattr("flashvl.model.fit_to_cpu", watched)
+    model = fitted(tmp_path, monkeypatch, arithmetic)
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == places.keys()  # a tied head is no second parameter
+    moved = {name for name, tensor in parameters.items() if tensor.data_ptr() != places[name]}
+    assert moved == {name for name, one in parameters.items() if one.dtype != torch.bfloat16}
+    small = {"vision.patch_embedding.weight", "vision.patch_embedding.bias"}
+    small |= {"compressor.norm.weight", "compressor.norm.bias"}
+    if kind == "static":  # its tower has LayerNorms
+        small |= {name for name in parameters if "norm" in name and name.startswith("vision.")}
+    assert moved == (set() if arithmetic else small)
+    same = model.decoder.head.weight is model.decoder.embedding.weight
+    assert same is tied
+    mapped = mappings(SINGLE)
+    for name in parameters.keys() - moved:
+        assert any(parameters[name].data_ptr() in one for one in mapped), name
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+@pytest.mark.parametrize("arithmetic", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_fitted_model_is_saved_as_it_was(tmp_path, monkeypatch, kind, tied, arithmetic):
+    make_checkpoint(tmp_path / "first", kind=kind, dtype=torch.bfloat16, tied=tied)
+    fitted(tmp_path / "first", monkeypatch, arithmetic).save_pretrained(tmp_path / "again")
+    first, again = (load_file(tmp_path / name / SINGLE) for name in ("first", "again"))
+    assert first.keys() == again.keys()
+    for name, tensor in first.items():
+        assert again[name].dtype == torch.bfloat16, name
+        assert torch.equal(again[name], tensor), name
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+@pytest.mark.parametrize("arithmetic", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_way_of_asking_works_on_a_fitted_model(tmp_path, monkeypatch, kind, arithmetic):
+    make_checkpoint(tmp_path, kind=kind, dtype=torch.bfloat16)
+    model = fitted(tmp_path, monkeypatch, arithmetic)
+    model.stop_ids = frozenset()
+    answer = model.chat(picture(), user(), max_new_tokens=6)
+    assert "".join(model.stream(picture(), user(), max_new_tokens=6)) == answer
+    conversation = model.start(picture())
+    assert conversation.ask("What is this?", max_new_tokens=6) == answer
+    assert conversation._cache.keys.dtype == model.activation_dtype
+    assert isinstance(conversation.ask("And now?", max_new_tokens=6), str)
+    batch = model.chat_batch([(picture(), user())] * 2, max_new_tokens=6)
+    assert batch[0] == batch[1]
+    # The last of fewer rows than a tile has text too.
+    assert isinstance(model.chat(None, user(""), max_new_tokens=3), str)
+    assert len(look(model, picture(), "What is this?", 4)) == 4
+    assert trace(model, picture(), "What is this?", 6)["answer"] == answer
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+@pytest.mark.parametrize("arithmetic", [False, True])
+def test_trace_counts_a_fitted_model_as_any_other(tmp_path, monkeypatch, arithmetic):
+    """The operations of the same stages, and of the embedding the rows of the ids alone."""
+    make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    of_fitted, plain = (
+        {row["name"]: row for row in trace(model, picture(), "What?", 3)["rows"]}
+        for model in (
+            fitted(tmp_path, monkeypatch, arithmetic),
+            load(tmp_path, dtype="bfloat16"),
+        )
+    )
+    assert of_fitted.keys() == plain.keys()
+    for name, row in plain.items():
+        assert of_fitted[name]["operations"] == row["operations"], name
+        assert of_fitted[name]["parameters"] == row["parameters"], name
+        assert of_fitted[name]["bytes"] <= 2 * row["bytes"], name
+
+
+# Which models are fitted.
+
+
+def kept(folder, **options) -> torch.dtype:
+    return load(folder, **options).dtype
+
+
+def test_auto_keeps_large_bfloat16_alone(tmp_path, monkeypatch):
+    for name, dtype in (("bf16", torch.bfloat16), ("f32", torch.float32), ("f16", torch.float16)):
+        make_checkpoint(tmp_path / name, dtype=dtype)
+    assert kept(tmp_path / "bf16") == torch.float32  # small
+    headers = read_headers(tmp_path / "bf16")
+    size = sum(tensor.nbytes for tensor in load_file(tmp_path / "bf16" / SINGLE).values())
+    monkeypatch.setattr(cpu, "WORTHWHILE_BYTES", size)
+    assert not stays_in_bfloat16(headers)
+    monkeypatch.setattr(cpu, "WORTHWHILE_BYTES", size - 1)
+    assert stays_in_bfloat16(headers)
+    assert kept(tmp_path / "bf16") == torch.bfloat16
+    assert kept(tmp_path / "f32") == torch.float32
+    assert kept(tmp_path / "f16") == torch.float32
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+def test_one_tensor_of_another_dtype_is_enough_to_compute_in_float32(tmp_path):
+    make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    headers = read_headers(tmp_path)
+    name = "llm.model.norm.weight"
+    changed = type(headers[name])(headers[name].file, "F32", headers[name].shape)
+    assert stays_in_bfloat16(headers)
+    assert not stays_in_bfloat16(headers | {name: changed})
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_dtype_that_is_asked_for_is_left_alone(tmp_path, dtype):
+    make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    model = load(tmp_path, dtype=dtype)
+    wanted = getattr(torch, dtype)
+    assert {tensor.dtype for tensor in model.parameters()} == {wanted}
+    assert model.activation_dtype == wanted
+    of_fast_path = OneRowLinear | WideningLinear | WideningEmbedding
+    assert not any(isinstance(module, of_fast_path) for module in model.modules())
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+def test_nano_fitted_to_a_cpu_without_bfloat16_reads_pictures_as_well(monkeypatch):
+    """Its greedy answers about its own pictures; bfloat16 may tip a balance, here it does not."""
+    monkeypatch.setattr(cpu, "has_bfloat16_arithmetic", lambda: False)
+    nano = load("nano", dtype="float32")
+    fast = load("nano")
+    assert (nano.dtype, fast.dtype) == (torch.float32, torch.bfloat16)
+    pictures = sorted((nano.folder / "pictures").glob("*.png"))
+    for image in pictures[:2]:
+        question = user("What is in the picture?")
+        assert fast.chat(image, question) == nano.chat(image, question)
