@@ -14,7 +14,8 @@ from .errors import FlashVLError
 from .hub import download
 from .model import FlashVL
 from .nano import score, train
-from .tools import look, parity, tiles, trace, verify
+from .quantising import WIDTHS
+from .tools import bench, look, parity, tiles, trace, verify
 
 MODEL_HELP = '"nano" (embedded), a folder, or a repository of the hub'
 
@@ -61,6 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--image", metavar="FILE", help="the picture; none: text alone")
     chat.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     chat.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+    chat.add_argument("--quantize", choices=WIDTHS, help="the decoder's weights as int8")
+    chat.add_argument("--compile", action="store_true", help="by torch.compile; for CUDA")
     chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
     chat.add_argument("--sample", action="store_true", help="draw tokens instead of the likeliest")
     chat.add_argument("--temperature", type=float, default=1.0, help="for --sample (default: 1)")
@@ -106,6 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
             "draw where the decoder looks for each token of its answer",
             'flashvl look --image photo.jpg "What is in the picture?" --out look.png',
         ),
+        (
+            bench,
+            "bench",
+            "how fast a model runs, beside what the machine can do",
+            "flashvl bench --random 2b --peer transformers",
+        ),
         (train, "train", "train nano from scratch", "flashvl train --recipe nano --out runs/nano"),
         (score, "score", "how often a model is right", "flashvl score --model nano --scenes 1000"),
     ):
@@ -116,7 +125,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_chat(options: argparse.Namespace) -> None:
-    model = FlashVL.from_pretrained(options.model, options.device, options.dtype, options.revision)
+    model = FlashVL.from_pretrained(
+        options.model,
+        options.device,
+        options.dtype,
+        options.revision,
+        quantize=options.quantize,
+    )
+    if options.compile:
+        model.compile()
     conversation = model.start(options.image)
     if options.question is not None:
         _answer(conversation, options.question, options)

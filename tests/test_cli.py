@@ -13,7 +13,18 @@ from tiny import teach_answer, tiny_model
 from flashvl import FlashVL
 from flashvl.cli import main
 
-COMMANDS = ("chat", "download", "verify", "parity", "trace", "tiles", "look", "train", "score")
+COMMANDS = (
+    "chat",
+    "download",
+    "verify",
+    "parity",
+    "trace",
+    "tiles",
+    "look",
+    "bench",
+    "train",
+    "score",
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,88 @@
 """A checkpoint of random weights at the real sizes, to measure with where there are no real ones.
 
-`python -m flashvl.tools.random_checkpoint FOLDER [REPOSITORY]` writes about 5 GB.
+`python -m flashvl.tools.random_checkpoint FOLDER [NAME]` writes one, about 5 GB for a 2B.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
+from ..checkpoint import read_json
 from ..config import FlashVLConfig
-from ..hub import published_models
+from ..errors import CheckpointError
+from ..hub import published_models, weights_folder
 from ..model import FlashVL
 from ..tokenizer import Tokenizer
+from .bench_timing import end_progress, show_progress
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+# What `flashvl bench --random` calls a model -> whose shapes it has.
+NAMES = {"2b": next(iter(published_models())), "nano": "nano"}
 
 
-def write_random_checkpoint(repository: str, folder: Path, seed: int = 0) -> None:
-    """Writes a published model's shapes with random bfloat16 weights into `folder`.
+def kept_random_checkpoint(name: str) -> Path:
+    """The folder of a random model of `NAMES`, written at the first call into the user's cache.
+
+    Another process writes it, whose memory does not count in this one, beside its place; it is
+    moved there once it is whole. Raises `CheckpointError` if it cannot be written.
+    """
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = user_cache / "flashvl" / f"random-{name}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+            write_in_other_process(NAMES[name], Path(beside) / folder.name)
+            if not folder.is_dir():  # unless another bench was faster
+                os.replace(Path(beside) / folder.name, folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from error
+    return folder
+
+
+def write_in_other_process(name: str, folder: Path) -> None:
+    """`write_random_checkpoint` with a progress line. Raises `CheckpointError` if it fails."""
+    with torch.device("meta"):
+        wanted = 2 * sum(weight.numel() for weight in FlashVL(config_of(name)).parameters())
+    command = [sys.executable, "-m", "flashvl.tools.random_checkpoint", str(folder), name]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as writer:
+        try:
+            while writer.poll() is None:
+                written = sum(file.stat().st_size for file in _files(folder))
+                text = f"writing random weights: {written / 1e9:.1f} of {wanted / 1e9:.1f} GB"
+                show_progress(text, written / wanted)
+                time.sleep(0.2)
+        finally:
+            writer.kill()
+        end_progress()
+        if writer.returncode:
+            reason = (writer.stderr.read().strip().splitlines() or ["it was ended"])[-1]
+            raise CheckpointError(f"the random weights were not written: {reason}")
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file below a folder that another process is writing."""
+    return [Path(where, name) for where, _, names in os.walk(folder) for name in names]
+
+
+def write_random_checkpoint(name: str, folder: Path, seed: int = 0) -> None:
+    """Writes the shapes of "nano" or of a published model with random bfloat16 weights.
 
     The tokenizer knows bytes alone. Raises `CheckpointError` if `folder` holds a model already.
     """
-    config = FlashVLConfig.from_dict(published_models()[repository]["config"])
+    config = config_of(name)
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
@@ -37,6 +93,13 @@ def write_random_checkpoint(repository: str, folder: Path, seed: int = 0) -> Non
     model.tokenizer = byte_tokenizer()
     model.stop_ids = frozenset(model.tokenizer.control[token] for token in CONTROL_TOKENS[::2])
     model.save_pretrained(folder)
+
+
+def config_of(name: str) -> FlashVLConfig:
+    """Of "nano" or a published repository."""
+    if name == "nano":
+        return FlashVLConfig.from_dict(read_json(weights_folder() / "nano" / "config.json"))
+    return FlashVLConfig.from_dict(published_models()[name]["config"])
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -52,6 +115,6 @@ def byte_tokenizer() -> Tokenizer:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write a random checkpoint of the real sizes.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("repository", nargs="?", default=next(iter(published_models())))
+    parser.add_argument("name", nargs="?", default=NAMES["2b"], help="nano or a repository")
     options = parser.parse_args()
-    write_random_checkpoint(options.repository, options.folder)
+    write_random_checkpoint(options.name, options.folder)

@@ -1,4 +1,4 @@
-"""The independent reference: transformers' own modules with a checkpoint's weights, float32.
+"""The independent reference: transformers' own modules with a checkpoint's weights.
 
 Published names are turned into transformers' here, apart from `names.py`, so that a mistake in
 either table shows as a difference. transformers is imported when a function is called, never
@@ -46,16 +46,17 @@ COMPRESSOR_PARTS = ("p0.0", "p0.1", "gelu", "p0.3", "gelu", "proj")
 
 
 class Published:
-    """A folder's config.json as it stands, and its tensors one at a time."""
+    """A folder's config.json as it stands, and its tensors one at a time in `dtype`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         self.config = read_json(folder / "config.json")
         self.headers = read_headers(folder)
+        self.dtype = dtype
 
     def tensor(self, name: str) -> Tensor:
-        """By its published name, as float32."""
+        """By its published name; mapped from the file, not copied, if stored in that dtype."""
         with open_safetensors(self.headers[name].file) as tensors:
-            return tensors.get_tensor(name).float()
+            return tensors.get_tensor(name).to(self.dtype)
 
 
 def build_tower(published: Published, vision: VisionConfig, tile_size: int) -> nn.Module:
@@ -132,7 +133,7 @@ def import_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise FlashVLError(
-            "flashvl parity compares with the library transformers, which is not installed; "
+            "this compares with the library transformers, which is not installed; "
             'run: pip install "flashvl[test]"'
         ) from error
     return transformers

@@ -1,0 +1,136 @@
+"""The report of `flashvl bench`: pure functions of its JSON document, one for each part of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .trace_table import short
+from .verify import table
+
+NOTE = (
+    "Bytes and operations by count; peak: of memory so far, above the process without weights, "
+    "each stage run once."
+)
+
+
+def machine(result: dict[str, Any]) -> str:
+    about, sizes = result["machine"], result["sizes"]
+    lines = [f"{about['name']}, torch {about['torch']}"]
+    if "threads" in about:
+        lines[0] += f", {about['threads']} threads, {about['instructions']}"
+    lines.append(f"bfloat16 arithmetic: {'yes' if about['bfloat16_arithmetic'] else 'no'}")
+    lines.append(
+        f"{result['model']} on {about['device']}; tiles: {sizes['tiles']}; prompt tokens: "
+        f"{sizes['prompt']}; new tokens: {sizes['new']}"
+    )
+    return "\n".join(lines)
+
+
+def ceilings(result: dict[str, Any]) -> str:
+    found = result["ceilings"]
+    one_row, products = found["one_row"], found["products"]
+    rows = [
+        ("ceiling", "float32", "bfloat16"),
+        ("reading memory", f"{short(found['read'])}B/s", ""),
+        ("products of one row", *(f"{short(rate)}B/s" for rate in one_row.values())),
+    ]
+    for part, rates in products.items():
+        rows.append((f"products of {part}", *(f"{short(rate)}FLOP/s" for rate in rates.values())))
+    return table(rows)
+
+
+def stages(result: dict[str, Any]) -> str:
+    rows = [("stage", "median", "least to most", "bytes", "operations", "of the ceiling", "peak")]
+    for name, entry in result["stages"].items():
+        rows.append(
+            (
+                "decode, a token" if name == "decode" else name,
+                time(entry["seconds"]),
+                f"{time(entry['seconds_least'])} to {time(entry['seconds_most'])}",
+                f"{short(entry['bytes'])}B" if entry["bytes"] else "-",
+                short(entry["operations"]) if entry["operations"] else "-",
+                share(entry),
+                f"{short(entry['peak_bytes'])}B",
+            )
+        )
+    decode = result["stages"]["decode"]["seconds"]
+    return f"{table(rows)}\n{NOTE}\ndecode: {1 / decode:.2f} tokens/s"
+
+
+def share(entry: dict[str, Any]) -> str:
+    if "share_of_products" in entry:
+        rate = f"{short(entry['operations_per_second'])}FLOP/s"
+        return f"{rate}, {entry['share_of_products']:.0%} of products"
+    if "share_of_read" in entry:
+        rate = f"{short(entry['bytes_per_second'])}B/s"
+        read, one_row = entry["share_of_read"], entry["share_of_one_row"]
+        return f"{rate}, {read:.0%} of reading, {one_row:.0%} of one-row products"
+    return "-"
+
+
+def memory(result: dict[str, Any]) -> str:
+    return f"peak memory: {memory_line(result['memory'])}"
+
+
+def memory_line(entry: dict[str, Any]) -> str:
+    return (
+        f"{short(entry['peak_bytes'])}B, {entry['ratio']:.2f} x the checkpoint "
+        f"({short(entry['checkpoint_bytes'])}B) and the cache ({short(entry['cache_bytes'])}B)"
+    )
+
+
+def peer(result: dict[str, Any]) -> str:
+    found = result["peer"]
+    rows = [("stage", "transformers in", "flashvl", "transformers", "flashvl takes")]
+    for stage in ("vision", "prefill", "decode"):
+        for dtype, sides in found[stage].items():
+            if sides is None:
+                rows.append((stage, dtype, "", "not run: over 20 minutes", ""))
+                continue
+            ours, theirs = sides["flashvl"], sides[f"transformers {dtype}"]
+            rows.append((stage, dtype, spread(ours), spread(theirs), ratio(stage, sides)))
+    theirs = memory_line(found["memory"])
+    return f"{table(rows)}\npeak memory of transformers in float32: {theirs}"
+
+
+def int8(result: dict[str, Any]) -> str:
+    decode, loss = result["int8"]["decode"], result["int8"]["loss"]
+    return (
+        f"decode with int8 weights: {spread(decode['int8'])} a token, without "
+        f"{spread(decode['flashvl'])}: {ratio('decode', decode)}\n"
+        f"loss over {loss['tokens']} tokens: the largest difference of a logit is "
+        f"{loss['largest_difference']:.3g}, {loss['relative']:.2%} of the largest logit; "
+        f"{loss['equal_tokens']:.1%} of the greedy tokens are equal"
+    )
+
+
+def compiled(result: dict[str, Any]) -> str:
+    rows = [("stage", "compiled", "eager", "compiled takes", "compiling and the first run")]
+    for stage, sides in result["compiled"].items():
+        rows.append(
+            (
+                stage,
+                spread(sides["compiled"]),
+                spread(sides["flashvl"]),
+                ratio(stage, sides),
+                time(sides["seconds_to_compile"]),
+            )
+        )
+    return table(rows)
+
+
+def ratio(stage: str, sides: dict[str, Any]) -> str:
+    """Of times, the first side's to the other's; of decode as tokens a second."""
+    if stage == "decode":
+        return f"{1 / sides['ratio']:.2f} x the tokens/s"
+    return f"{sides['ratio']:.2f} x the time"
+
+
+def spread(entry: dict[str, Any]) -> str:
+    least, most = time(entry["seconds_least"]), time(entry["seconds_most"])
+    return f"{time(entry['seconds'])} ({least} to {most})"
+
+
+def time(seconds: float) -> str:
+    """Three digits, in seconds or milliseconds."""
+    return f"{seconds:.2f} s" if seconds >= 0.9995 else f"{seconds * 1000:.3g} ms"
