@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def test_the_commands_are_understood():
     for arguments in commands:
         assert build_parser().parse_args(arguments).run
     listed = {arguments[0] for arguments in commands}
-    tools = {"verify", "parity", "trace", "tiles", "look"}
+    tools = {"verify", "parity", "trace", "tiles", "look", "bench"}
     assert listed == {"chat", "download", "train", "score"} | tools
 
 
@@ -79,6 +80,28 @@ def test_the_python_runs(tmp_path, monkeypatch):
     ] * 2
     assert names["logits"].shape == (*names["input_ids"].shape, model.config.decoder.vocabulary)
     assert (tmp_path / "folder" / "config.json").exists()
+
+
+def test_the_syllabus_is_that_of_the_notebooks():
+    """Each notebook in its order, by its title and with the question that it opens with."""
+    section = README[README.index("## The course") : README.index("## Forking")]
+    listed = re.findall(
+        r"^\| \[(.+?)\]\(notebooks/(.+?)\) \| (.+?) \| \d+ \|$", section, re.MULTILINE
+    )
+    found = []
+    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        first = "".join(cells[0]["source"])
+        title, question = re.match(r"# (.+)\n\s*\*\*(.+?)\*\*", first).groups()
+        found.append((title, file.name, question))
+    assert listed == found
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert any(link.endswith(".png") for link in links)
+    for link in links:
+        assert link.startswith("#") or (ROOT / link).exists(), link
 
 
 def test_arrows_go_one_way():
