@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from .config_parts import DecoderConfig
 from .decoder import Decoder
 from .errors import ArgumentError
 from .generate import Steps, prefill
+from .hub import own_cache
 from .quantising import PackedInt8Linear
 
 LEAST_CAPACITY = 1024
@@ -39,8 +39,7 @@ def compile_model(model: nn.Module) -> None:
     compiler = os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
     if shutil.which(compiler.split()[0]) is None:
         raise ArgumentError(f"torch.compile needs a C++ compiler, found no {compiler}; install one")
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache / "flashvl" / "compiled"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own_cache() / "compiled"))
     model.vision.compile(fullgraph=True)  # from the second number of tiles on for any
     model.steps = CompiledSteps()
 

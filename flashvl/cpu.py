@@ -69,25 +69,16 @@ def has_bfloat16_arithmetic() -> bool:
 
 
 class OneRowLinear(nn.Module):
-    """`nn.Linear` in bfloat16 whose product of one row is not left to oneDNN.
-
-    (..., D) -> (..., width). torch's own matrix-vector product reads nearly twice as fast.
-    """
+    """`nn.Linear` in bfloat16 with a product of its own for one row. (..., D) -> (..., width)."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or x.shape[:-1].numel() > 1:
+        if x.shape[:-1].numel() > 1:
             return F.linear(x, self.weight, self.bias)
-        if not torch._C._get_mkldnn_enabled():
-            return F.linear(x, self.weight, self.bias)
-        torch._C._set_mkldnn_enabled(False)
-        try:
-            x = F.linear(x, self.weight)  # with the bias in it torch takes a slower way
-        finally:
-            torch._C._set_mkldnn_enabled(True)
+        x = narrow_product(x, self.weight)  # with the bias in it torch takes a slower way
         return x if self.bias is None else x + self.bias
 
 
@@ -102,7 +93,7 @@ class WideningLinear(nn.Module):
         bias = None if self.bias is None else self.bias.float()
         if x.shape[:-1].numel() > FEW_ROWS:
             return wide_product(x, self.weight, bias)
-        x = F.linear(x.to(self.weight.dtype), self.weight).float()  # (..., width)
+        x = narrow_product(x.to(self.weight.dtype), self.weight).float()  # (..., width)
         return x if bias is None else x + bias
 
 
@@ -115,6 +106,20 @@ class WideningEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.weight).float()  # (..., D)
+
+
+def narrow_product(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear` of few rows in bfloat16 by torch's own kernel. (..., D) -> (..., width).
+
+    It reads nearly twice as fast as oneDNN, which `F.linear` prefers where bfloat16 is known to it.
+    """
+    if torch.compiler.is_compiling() or not torch._C._get_mkldnn_enabled():
+        return F.linear(x, weight)
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        return F.linear(x, weight)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

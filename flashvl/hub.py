@@ -120,6 +120,11 @@ def pinned_revision(repository: str) -> str | None:
     return published_models().get(repository, {}).get("revision")
 
 
+def own_cache() -> Path:
+    """Where flashvl keeps on disk what it can make again; it need not be there yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flashvl"
+
+
 @cache
 def published_models() -> dict[str, Any]:
     """`weights/published.json`: repository id -> revision, totals and config."""

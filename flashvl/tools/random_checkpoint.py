@@ -21,7 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from ..checkpoint import read_json
 from ..config import FlashVLConfig
 from ..errors import CheckpointError
-from ..hub import published_models, weights_folder
+from ..hub import own_cache, published_models, weights_folder
 from ..model import FlashVL
 from ..tokenizer import Tokenizer
 from .bench_timing import end_progress, show_progress
@@ -37,8 +37,7 @@ def kept_random_checkpoint(name: str) -> Path:
     Another process writes it, whose memory does not count in this one, beside its place; it is
     moved there once it is whole. Raises `CheckpointError` if it cannot be written.
     """
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = user_cache / "flashvl" / f"random-{name}"
+    folder = own_cache() / f"random-{name}"
     if folder.is_dir():
         return folder
     try:
