@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .cache import KVCache
 from .decoder import Decoder
-from .errors import ArgumentError, FlashVLError, out_of_memory_as_error
+from .errors import ArgumentError, FlashVLError, device_failure_as_error
 from .generate import check_token, choose_token, new_generator, whole_characters
 from .sampling import Sampling
 
@@ -45,7 +45,7 @@ def answer_batch(
         raise ArgumentError(
             f"the batch must be a list of pairs (image, messages), found {type(pairs).__name__}"
         )
-    with out_of_memory_as_error("answering a batch"), torch.inference_mode():
+    with device_failure_as_error("answering a batch"), torch.inference_mode():
         rows = []
         for number, pair in enumerate(pairs, 1):
             with naming_row(number):

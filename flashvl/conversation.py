@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .cache import KVCache
-from .errors import ArgumentError, out_of_memory_as_error
+from .errors import ArgumentError, device_failure_as_error
 from .generate import check_length, check_max_new_tokens, generate, whole_characters
 from .image import ImageLike, load_image
 from .prompt import Message, encode_messages
@@ -30,7 +30,7 @@ class Conversation:
         if system is not None:
             self.messages = [{"role": "system", "content": system}]
         self._model = model
-        with out_of_memory_as_error("encoding the picture"), torch.inference_mode():
+        with device_failure_as_error("encoding the picture"), torch.inference_mode():
             image = None if image is None else load_image(image)
             grid = None if image is None else model.grid(image)
             _, pixels = model.prepare(image, [*self.messages, {"role": "user", "content": ""}])
@@ -61,7 +61,7 @@ class Conversation:
     def _round(self, question: str, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
         messages = [*self.messages, {"role": "user", "content": question}]
         pieces = []
-        with out_of_memory_as_error("answering"):
+        with device_failure_as_error("answering"):
             answer = self._answer(messages, max_new_tokens, sampling)
             for piece in whole_characters(answer, self._model.tokenizer):
                 pieces.append(piece)

@@ -41,14 +41,14 @@ class DownloadError(FlashVLError):
 
 
 class DeviceError(FlashVLError):
-    """The device is not there, or its memory does not suffice."""
+    """The device is not there, its memory does not suffice, or nothing compiles for it."""
 
 
 @contextmanager
-def out_of_memory_as_error(what: str) -> Iterator[None]:
-    """Turns every form in which memory runs out into a `DeviceError` that names `what`.
+def device_failure_as_error(what: str) -> Iterator[None]:
+    """Turns memory that runs out while doing `what`, in all its forms, into a `DeviceError`.
 
-    Also what `torch.compile` raises when it cannot compile.
+    So too what `torch.compile` raises when it cannot compile.
     """
     try:
         yield

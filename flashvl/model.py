@@ -18,7 +18,7 @@ from .conversation import Conversation
 from .cpu import fit_to_cpu, stays_in_bfloat16
 from .decoder import Decoder
 from .device import choose_device, choose_dtype
-from .errors import ArgumentError, CheckpointError, out_of_memory_as_error
+from .errors import ArgumentError, CheckpointError, device_failure_as_error
 from .generate import Steps, check_length, check_max_new_tokens, generate, whole_characters
 from .hub import find_model
 from .image import ImageLike, load_image, normalise
@@ -200,7 +200,7 @@ class FlashVL(nn.Module):
         sampling: Sampling,
     ) -> Iterator[str]:
         check_max_new_tokens(max_new_tokens)
-        with out_of_memory_as_error("answering"):
+        with device_failure_as_error("answering"):
             input_ids, embeddings = self.embed_prompt(image, messages)
             text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
             answer = generate(
@@ -247,7 +247,7 @@ class FlashVL(nn.Module):
         with torch.device("meta"):
             model = cls(config)
         check_tensors(model, config, headers)
-        with out_of_memory_as_error("loading the weights"):
+        with device_failure_as_error("loading the weights"):
             load_tensors(model, config, headers, device, None if fits_to_cpu else wanted_dtype)
             if quantize is not None:
                 quantise(model)

@@ -23,7 +23,7 @@ from flashvl.cli import main
 from flashvl.compiling import CompiledSteps, StaticCache, compile_model, decode_static
 from flashvl.config_parts import DecoderConfig
 from flashvl.cpu import fit_to_cpu
-from flashvl.errors import ArgumentError, CheckpointError, DeviceError, out_of_memory_as_error
+from flashvl.errors import ArgumentError, CheckpointError, DeviceError, device_failure_as_error
 from flashvl.generate import Steps, decode_one_token, prefill
 from flashvl.quantising import Int8Linear
 from flashvl.tools.parity import difference
@@ -331,7 +331,7 @@ def test_what_torch_cannot_compile_is_an_error_of_one_line():
     failure = torch._dynamo.exc.BackendCompilerFailed(print, ValueError("no such thing"), [])
     with (
         pytest.raises(DeviceError, match=r"torch\.compile failed.*no such thing") as caught,
-        out_of_memory_as_error("answering"),
+        device_failure_as_error("answering"),
     ):
         raise failure
     assert "\n" not in str(caught.value)

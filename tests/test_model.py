@@ -15,7 +15,7 @@ from flashvl.errors import (
     DeviceError,
     ImageError,
     MessageError,
-    out_of_memory_as_error,
+    device_failure_as_error,
 )
 
 
@@ -203,12 +203,12 @@ def test_devices_and_dtypes():
 def test_memory_that_runs_out_is_a_device_error():
     with (
         pytest.raises(DeviceError, match="ran out while testing"),
-        out_of_memory_as_error("testing"),
+        device_failure_as_error("testing"),
     ):
         torch.empty(2**58, dtype=torch.uint8)
-    with pytest.raises(DeviceError), out_of_memory_as_error("testing"):
+    with pytest.raises(DeviceError), device_failure_as_error("testing"):
         np.ones(2**58, np.uint8)
-    with pytest.raises(RuntimeError, match="mat"), out_of_memory_as_error("testing"):
+    with pytest.raises(RuntimeError, match="mat"), device_failure_as_error("testing"):
         torch.ones(2, 3) @ torch.ones(2, 3)
 
 

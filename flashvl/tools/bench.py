@@ -21,7 +21,7 @@ import torch
 from ..checkpoint import read_config, read_headers
 from ..config import FlashVLConfig
 from ..device import DTYPES, choose_device
-from ..errors import ArgumentError, out_of_memory_as_error
+from ..errors import ArgumentError, device_failure_as_error
 from ..hub import find_model
 from ..model import FlashVL
 from ..quantising import WIDTHS
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     config = read_config(folder, read_headers(folder))
     sizes = Sizes(options.tiles, options.prompt, options.new)
     check_sizes(sizes, config)
-    with out_of_memory_as_error("measuring"):
+    with device_failure_as_error("measuring"):
         result = bench(folder, config, sizes, device, options)
     line = json.dumps(result)
     if options.json is not None:

@@ -16,7 +16,7 @@ import torch
 
 from ..checkpoint import read_config, read_headers
 from ..device import choose_device
-from ..errors import DeviceError, FlashVLError, out_of_memory_as_error
+from ..errors import DeviceError, FlashVLError, device_failure_as_error
 from ..model import FlashVL
 from .bench_device import peak_bytes
 from .bench_peer import PeerDecoder, run_tower
@@ -98,7 +98,7 @@ def main() -> int:
         else:
             steps = run_ours(Path(folder), sizes, device, dtype)
         peaks = {"before": peak_bytes(place)}
-        with out_of_memory_as_error("measuring"):
+        with device_failure_as_error("measuring"):
             peaks |= {name: peak_bytes(place) for name in steps}
     except FlashVLError as error:
         print(error, file=sys.stderr)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..decoder import Decoder, rope_rotation, rotate
 from ..device import DTYPES
-from ..errors import ArgumentError, out_of_memory_as_error
+from ..errors import ArgumentError, device_failure_as_error
 from ..generate import check_max_new_tokens, generate
 from ..image import ImageLike, load_image
 from ..model import FlashVL
@@ -111,7 +111,7 @@ def look(
     image = load_image(image)
     grid = model.grid(image)
     decoder = model.decoder
-    with out_of_memory_as_error("answering"), torch.inference_mode():
+    with device_failure_as_error("answering"), torch.inference_mode():
         input_ids, embeddings = model.embed_prompt(image, [{"role": "user", "content": question}])
         text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
         answer = generate(decoder, embeddings, text_ids, max_new_tokens, Sampling(), model.stop_ids)

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from ..config import DecoderConfig, VisionConfig
-from ..errors import ArgumentError, out_of_memory_as_error
+from ..errors import ArgumentError, device_failure_as_error
 from ..hub import find_model
 from ..image import load_image
 from ..model import FlashVL
@@ -228,7 +228,7 @@ def run(options: argparse.Namespace) -> int:
     import_transformers()
     image = load_image(options.image) if options.image else default_picture()
     folder = find_model(options.model, options.revision)
-    with out_of_memory_as_error("comparing"):
+    with device_failure_as_error("comparing"):
         model = FlashVL.from_pretrained(folder, device="cpu", dtype="float32")
         differences = compare(model, folder, image)
     first = first_beyond(differences, options.tolerance)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..cache import KVCache
 from ..device import DTYPES
-from ..errors import ArgumentError, out_of_memory_as_error
+from ..errors import ArgumentError, device_failure_as_error
 from ..generate import check_length, check_max_new_tokens, decode_one_token
 from ..hub import published_models
 from ..image import load_image
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     """Prints the table or the JSON document, and writes the page. Raises a `FlashVLError`."""
     check(options)
     image = None if options.image is None else load_image(options.image)
-    with out_of_memory_as_error("tracing"):
+    with device_failure_as_error("tracing"):
         if options.dry:
             model = model_of_shapes(options.model, options.dtype)
             prompt: str | int = TEXT_TOKENS if options.prompt is None else options.prompt
