@@ -13,31 +13,34 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import FlashVLConfig
 from ..image import normalise
-from ..prompt import END, encode_messages
+from ..prompt import END, TILE_START, encode_messages
 from ..tiling import tile_image
 from ..tokenizer import Tokenizer
-from .questions import Question
+from .questions import Question, without_picture
 from .recipe import Stage
-from .scenes import Scene, packed_tile, scene, training_number
+from .packed import IGNORED, packed_tile
+from .scenes import Scene, scene, training_number
 
-IGNORED = -100  # torch's cross-entropy passes over this label
+# How often a kind is asked in training, others 1: what is learned soon needs few.
+WEIGHTS = {"number": 3.0, "presence": 0.7, "absent": 0.6, "outside": 0.4, "self": 0.15}
 SPAN = 2**32  # scene numbers of one stage; no stage draws as many
 
 
 @dataclass
 class TileBatch:
-    """pixels (S, C, height, width) float32, and labels of each patch as `packed_tile` gives them.
+    """pixels (S, C, height, width) float32, and labels of each patch as `PackedTile` has them.
 
-    shapes and colours (S, N) int64, outlines (S, N, cells) float32.
+    names and colours (S, N) int64, outlines (S, N, cells) and boxes (S, N, 4) float32.
     """
 
     pixels: Tensor
-    shapes: Tensor
+    names: Tensor
     colours: Tensor
     outlines: Tensor
+    boxes: Tensor
 
     def to(self, device: torch.device) -> TileBatch:
-        parts = (self.pixels, self.shapes, self.colours, self.outlines)
+        parts = (self.pixels, self.names, self.colours, self.outlines, self.boxes)
         return TileBatch(*(part.to(device) for part in parts))
 
     @property
@@ -47,7 +50,7 @@ class TileBatch:
 
 @dataclass
 class SceneBatch:
-    """pixels (S, C, height, width) of all rows, and a row (B, T) int64 for each picture.
+    """pixels (S, C, height, width) of all rows, and rows (B, T) int64, each of a picture or none.
 
     A row is the beginning of the prompt up to the picture's last token, and then conversations
     side by side: each goes on from that beginning and does not see the others. A label is the id
@@ -67,7 +70,7 @@ class SceneBatch:
 
     @property
     def pictures(self) -> int:
-        return len(self.input_ids)
+        return int((self.input_ids == TILE_START).any(1).sum())
 
     @property
     def mask(self) -> Tensor:
@@ -83,22 +86,25 @@ class TileBatches(Dataset):
         self.config, self.stage, self.seed, self.first = config, stage, seed, first
 
     def __getitem__(self, step: int) -> TileBatch:
-        vision, tiler = self.config.vision, self.config.tiler
+        vision, tiler, stage = self.config.vision, self.config.tiler, self.stage
+        sizes = (vision.image_size, vision.patch_size, self.config.stitched_margin)
         drawn = [
-            packed_tile(number, vision.image_size, vision.patch_size, self.stage.objects[1])
-            for number in scene_numbers(self.stage, self.seed, self.first, step)
+            packed_tile(number, *sizes, stage.things[1], stage.digits)
+            for number in scene_numbers(stage, self.seed, self.first, step)
         ]
-        tiles, shapes, colours, outlines = (np.stack(part) for part in zip(*drawn))
-        return TileBatch(
-            normalise(tiles, tiler.mean, tiler.std),  # (S, C, height, width)
-            torch.from_numpy(shapes).flatten(1),  # (S, N)
-            torch.from_numpy(colours).flatten(1),  # (S, N)
-            torch.from_numpy(outlines).flatten(1, 2),  # (S, N, cells)
+        pixels = np.stack([tile.pixels for tile in drawn])  # (S, height, width, C)
+        labels = (
+            torch.from_numpy(np.stack(part)).flatten(1, 2)  # (S, N) or (S, N, values)
+            for part in zip(*((t.names, t.colours, t.outlines, t.boxes) for t in drawn))
         )
+        return TileBatch(normalise(pixels, tiler.mean, tiler.std), *labels)
 
 
 class SceneBatches(Dataset):
-    """Item i is the batch of step i: scenes, each with a conversation about it."""
+    """Item i is the batch of step i: scenes with conversations about each.
+
+    The last row is without a picture.
+    """
 
     def __init__(
         self, config: FlashVLConfig, tokenizer: Tokenizer, stage: Stage, seed: int, first: int
@@ -107,17 +113,18 @@ class SceneBatches(Dataset):
         self.stage, self.seed, self.first = stage, seed, first
 
     def __getitem__(self, step: int) -> SceneBatch:
-        stage = self.stage
+        stage, tiler = self.stage, self.config.tiler
         drawn = [
-            scene(number, stage.sides, stage.objects, stage.most_elongated)
+            scene(number, stage.sides, stage.things, stage.digits, stage.most_elongated)
             for number in scene_numbers(stage, self.seed, self.first, step)
         ]
-        tiles = [tile_image(one.picture, self.config.tiler)[0] for one in drawn]
+        tiles = [tile_image(one.picture, tiler)[0] for one in drawn]
+        talks = [(converse(one, stage), len(its)) for one, its in zip(drawn, tiles)]
+        talks.append((talk_without_picture(drawn[0], stage), 0))
         rows = [
-            encode_side_by_side(_some(one, stage), self.tokenizer, self.config, len(its_tiles))
-            for one, its_tiles in zip(drawn, tiles)
+            encode_side_by_side(conversations, self.tokenizer, self.config, count)
+            for conversations, count in talks
         ]
-        tiler = self.config.tiler
         pixels = normalise(np.concatenate(tiles), tiler.mean, tiler.std)  # (S, C, height, width)
         return SceneBatch(pixels, *pad(rows))
 
@@ -128,25 +135,35 @@ def scene_numbers(stage: Stage, seed: int, first: int, step: int) -> list[int]:
     return [training_number(seed, number) for number in range(start, start + stage.batch)]
 
 
-def _some(one: Scene, stage: Stage) -> list[list[Question]]:
-    """As many conversations as the stage has, of one to `stage.rounds` of the scene's questions."""
+def converse(one: Scene, stage: Stage) -> list[list[Question]]:
+    """Conversations of some of a scene's questions; half of them have a single round."""
     random = np.random.default_rng((one.number, 1))
-    left = [one.questions[index] for index in random.permutation(len(one.questions))]
+    weights = np.array([WEIGHTS.get(question.kind, 1.0) for question in one.questions])
+    count = min(stage.questions, len(one.questions))
+    left = list(random.choice(len(weights), count, replace=False, p=weights / weights.sum()))
     conversations = []
-    while left and len(conversations) < stage.conversations:
-        rounds = int(random.integers(1, stage.rounds + 1))
-        conversations.append(left[:rounds])
+    while left:
+        rounds = int(random.integers(1, stage.rounds + 1)) if random.random() < 0.5 else 1
+        conversations.append([one.questions[index] for index in left[:rounds]])
         left = left[rounds:]
     return conversations
+
+
+def talk_without_picture(one: Scene, stage: Stage) -> list[list[Question]]:
+    """The same questions where no picture is shown."""
+    return [[without_picture(each) for each in talk] for talk in converse(one, stage)]
 
 
 def encode_side_by_side(
     conversations: list[list[Question]], tokenizer: Tokenizer, config: FlashVLConfig, tiles: int
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Conversations about one picture -> ids, labels, positions and owners, each (T)."""
+    """Conversations about one picture -> ids, labels, positions and owners, each (T).
+
+    Without a picture, of 0 tiles, they share nothing.
+    """
     encoded = [encode_conversation(one, tokenizer, config, tiles) for one in conversations]
     first, _ = encoded[0]
-    shared = max(place for place, token in enumerate(first) if token < 0) + 1
+    shared = max((place for place, token in enumerate(first) if token < 0), default=-1) + 1
     ids, labels = first[:shared], [IGNORED] * shared
     positions, owners = list(range(shared)), [0] * shared
     for number, (its_ids, its_labels) in enumerate(encoded, 1):

@@ -1,43 +1,77 @@
 """Questions about a scene, in several wordings of English and Chinese, with the right answers.
 
-Pure functions of the objects and of a random generator. A question is asked only where the
-objects leave one right answer: "What colour is the circle?" needs exactly one circle.
+Pure functions of what the scene shows and of a random generator. A scene shows objects and at
+most one number, and at least one of these; the number's colour is no object's colour. A question
+is asked only where there is one right answer: "What colour is the circle?" needs exactly one
+circle, or none, which is the right answer then. A number is neither a thing nor a shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .answers import (
+    Coloured,
+    Written,
+    describe,
+    list_objects,
+    name_colour,
+    name_shape,
+    with_article,
+)
+from .nouns import NOUNS, OUTSIDE_COLOURS
+from .outside import (
+    NO_PICTURE,
+    OUTSIDE,
+    OUTSIDE_ANSWER,
+    OUTSIDE_BY_NAME,
+    PLACE_AND_SIZE,
+    SELF,
+    SELF_ANSWER,
+)
 from .wordings import (
+    COLOUR_BY_NAME,
     COLOUR_OF_IT,
-    COLOUR_OF_SHAPE,
     COLOURS_ZH,
     COUNT_ALL,
-    COUNT_COLOUR,
-    COUNT_SHAPE,
+    COUNT_BY_COLOUR,
+    COUNT_BY_NAME,
     DESCRIPTION,
+    ITEM,
     LIST,
+    NO,
+    NO_COLOUR,
+    NO_NUMBER,
+    NO_SHAPE,
+    NUMBER,
+    NUMBER_NAMES,
     PICTURE,
-    SHAPE_OF_COLOUR,
+    PRESENCE_BY_COLOUR,
+    PRESENCE_BY_NAME,
+    SHAPE_BY_COLOUR,
     SHAPE_OF_IT,
     SHAPES_ZH,
     THING,
-    THING_WITH_SHAPE_ASKED,
+    THING_BESIDE_NUMBER,
+    YES,
 )
 
 LANGUAGES = ("en", "zh")
-KINDS = ("colour", "shape", "count", "description", "list")
-
-
-class Coloured(Protocol):
-    """What a question needs of an object: its words in English."""
-
-    shape: str
-    colour: str
+KINDS = (
+    "colour",
+    "shape",
+    "count",
+    "number",
+    "presence",
+    "description",
+    "list",
+    "absent",
+    "outside",
+    "self",
+)
 
 
 @dataclass(frozen=True)
@@ -50,80 +84,193 @@ class Question:
     answer: str
 
 
-def name_object(thing: Coloured, language: str) -> str:
-    """The object as an answer names it: "an orange ring", "一个橙色圆环"."""
-    if language == "zh":
-        return f"一个{COLOURS_ZH[thing.colour]}{SHAPES_ZH[thing.shape][0]}"
-    return f"{'an' if thing.colour == 'orange' else 'a'} {thing.colour} {thing.shape}"
-
-
-def describe(objects: Sequence[Coloured], language: str) -> str:
-    """All objects in the order given: "a red circle and a blue star"."""
-    joint = "和" if language == "zh" else " and "
-    return joint.join(name_object(thing, language) for thing in objects)
-
-
-def list_objects(objects: Sequence[Coloured], language: str) -> str:
-    """All objects in the order given, each by its shape first: "circle red, star blue"."""
-    if language == "zh":
-        return "，".join(SHAPES_ZH[thing.shape][0] + COLOURS_ZH[thing.colour] for thing in objects)
-    return ", ".join(f"{thing.shape} {thing.colour}" for thing in objects)
+Wordings = dict[str, tuple[str, ...]]  # language -> wordings
+Draft = tuple[Wordings, str, dict[str, str]]  # wordings, answer, words that the wordings need
 
 
 def ask(
-    kind: str, language: str, objects: Sequence[Coloured], random: np.random.Generator
+    kind: str,
+    language: str,
+    objects: Sequence[Coloured],
+    number: Written | None,
+    ordered: bool,
+    random: np.random.Generator,
 ) -> Question | None:
-    """A random question of this kind and language, or None if no question has one answer."""
-    chinese = language == "zh"
-    shapes = [thing.shape for thing in objects]
-    colours = [thing.colour for thing in objects]
-    one = len(objects) == 1
+    """A random question of this kind and language, or None if none of them has one answer.
+
+    ordered: whether the objects, given in reading order, have a clear one; without, they are
+    neither described nor listed.
+    """
+    scene = (objects, number, language, random)
+    draft: Draft | None = None
     if kind == "colour":
-        single = [thing for thing in objects if shapes.count(thing.shape) == 1]
-        if not single:
-            return None
-        thing = _pick(single, random)
-        words = COLOUR_OF_IT if one and random.random() < 0.4 else COLOUR_OF_SHAPE
-        answer = COLOURS_ZH[thing.colour] if chinese else thing.colour
-        things = THING
+        draft = _ask_colour(*scene)
     elif kind == "shape":
-        single = [thing for thing in objects if colours.count(thing.colour) == 1]
-        if not single:
-            return None
-        thing = _pick(single, random)
-        words = SHAPE_OF_IT if one and random.random() < 0.4 else SHAPE_OF_COLOUR
-        answer = SHAPES_ZH[thing.shape][0] if chinese else thing.shape
-        things = THING_WITH_SHAPE_ASKED
+        draft = _ask_shape(*scene)
     elif kind == "count":
-        thing = _pick(objects, random)
-        words, number = (
-            (COUNT_ALL, len(objects)),
-            (COUNT_SHAPE, shapes.count(thing.shape)),
-            (COUNT_COLOUR, colours.count(thing.colour)),
-        )[random.choice(3, p=(0.4, 0.4, 0.2))]
-        answer = f"{number}个" if chinese else str(number)
-        things = THING
+        draft = _ask_count(*scene)
+    elif kind == "number":
+        draft = (NUMBER, number.digits, {}) if number else None
+    elif kind == "presence":
+        draft = _ask_presence(*scene)
     elif kind == "description":
-        thing, words, things = objects[0], DESCRIPTION, THING
-        answer = describe(objects, language)
+        draft = (DESCRIPTION, describe(objects, number, language), {}) if ordered else None
+    elif kind == "list":
+        answer = list_objects(objects, number, language)
+        draft = (LIST, answer, {}) if ordered and objects else None
+    elif kind == "absent":
+        draft = _ask_for_absent(*scene)
+    elif kind == "outside":
+        draft = _ask_outside(language, random)
+    elif kind == "self":
+        draft = (SELF, SELF_ANSWER[language], {})
     else:
-        thing, words, things = objects[0], LIST, THING
-        answer = list_objects(objects, language)
-    shape_words = SHAPES_ZH[thing.shape] if chinese else (_plural(thing.shape, words),)
-    text = _pick(words[language], random).format(
-        C=_pick(("colour", "color"), random),
-        P=_pick(PICTURE[language], random),
-        thing=_pick(things[language], random),
-        colour=COLOURS_ZH[thing.colour] if chinese else thing.colour,
-        shape=shape_words[0] if random.random() < 0.6 else _pick(shape_words, random),
-    )
+        raise ValueError(f"no kind of question: {kind}")
+    if draft is None:
+        return None
+    wordings, answer, words = draft
+    usual = {
+        "C": _pick(("colour", "color"), random),
+        "P": _pick(PICTURE[language], random),
+        "thing": _pick(THING[language], random),
+        "item": _pick(ITEM[language], random),
+    }
+    text = _pick(wordings[language], random).format(**(usual | words))
     return Question(kind, language, _as_typed(text, random), answer)
 
 
-def _plural(shape: str, words: dict) -> str:
-    if words is not COUNT_SHAPE:
-        return shape
-    return shape + ("es" if shape == "cross" else "s")
+def without_picture(question: Question) -> Question:
+    """The same question where no picture is shown: most have another answer then."""
+    if question.kind in ("outside", "self"):
+        return question
+    return replace(question, answer=NO_PICTURE[question.language])
+
+
+def _ask_colour(objects, number, language, random) -> Draft | None:
+    shapes = [thing.shape for thing in objects]
+    single = [thing for thing in objects if shapes.count(thing.shape) == 1]
+    if number and (not single or random.random() < 0.15):
+        answer = name_colour(number.colour, language)
+        return COLOUR_BY_NAME, answer, _words_of_number(language)
+    if not single:
+        return None
+    thing = _pick(single, random)
+    answer = name_colour(thing.colour, language)
+    if _is_it(objects, number, random):
+        return COLOUR_OF_IT, answer, {}
+    return COLOUR_BY_NAME, answer, _words_of_shape(thing.shape, language, random)
+
+
+def _ask_shape(objects, number, language, random) -> Draft | None:
+    colours = [thing.colour for thing in objects]
+    single = [thing for thing in objects if colours.count(thing.colour) == 1]
+    if not single:
+        return None
+    thing = _pick(single, random)
+    answer = name_shape(thing.shape, language)
+    if _is_it(objects, number, random):
+        return SHAPE_OF_IT, answer, {}
+    return SHAPE_BY_COLOUR, answer, _words_of_colour(name_colour(thing.colour, language))
+
+
+def _ask_count(objects, number, language, random) -> Draft:
+    shapes = [thing.shape for thing in objects]
+    colours = [thing.colour for thing in objects]
+    what = random.choice(("all", "shape", "colour"), p=(0.4, 0.4, 0.2))
+    there = bool(objects) and random.random() < 0.8
+    if what == "all":
+        things = THING_BESIDE_NUMBER if number else THING
+        wordings, count, words = COUNT_ALL, len(shapes), {"thing": _pick(things[language], random)}
+    elif what == "shape":
+        shape = _pick(shapes if there else _absent_shapes(objects), random)
+        words = _words_of_shape(shape, language, random)
+        wordings, count = COUNT_BY_NAME, shapes.count(shape)
+    else:
+        colour = _pick(colours if there else _absent_colours(objects, number), random)
+        words = _words_of_colour(name_colour(colour, language))
+        wordings, count = COUNT_BY_COLOUR, colours.count(colour)
+    return wordings, f"{count}个" if language == "zh" else str(count), words
+
+
+def _ask_presence(objects, number, language, random) -> Draft:
+    yes = random.random() < 0.5
+    answer = (YES if yes else NO)[language]
+    shapes = [thing.shape for thing in objects] if yes else _absent_shapes(objects)
+    colours = [thing.colour for thing in objects] if yes else _absent_colours(objects, number)
+    chance = random.random()
+    if yes == (number is not None) and (not shapes or chance < 0.3):
+        return PRESENCE_BY_NAME, answer, _words_of_number(language)
+    if chance < 0.65:
+        shape = _pick(shapes, random)
+        return PRESENCE_BY_NAME, answer, _words_of_shape(shape, language, random)
+    colour = name_colour(_pick(colours, random), language)
+    return PRESENCE_BY_COLOUR, answer, _words_of_colour(colour)
+
+
+def _ask_for_absent(objects, number, language, random) -> Draft:
+    chance = random.random()
+    if number is None and chance < 1 / 3:
+        wordings = _pick((NUMBER, NUMBER, COLOUR_BY_NAME), random)
+        return wordings, NO_NUMBER[language], _words_of_number(language)
+    if chance < 2 / 3:
+        shape = _pick(_absent_shapes(objects), random)
+        answer = NO_SHAPE[language].format(shape=name_shape(shape, language))
+        return COLOUR_BY_NAME, answer, _words_of_shape(shape, language, random)
+    colour = name_colour(_pick(_absent_colours(objects, number), random), language)
+    return SHAPE_BY_COLOUR, NO_COLOUR[language].format(colour=colour), _words_of_colour(colour)
+
+
+def _ask_outside(language, random) -> Draft:
+    colour = name_colour(_pick(tuple(COLOURS_ZH), random), language)
+    words = _words_of_colour(colour)
+    about = random.choice(("anything", "place", "noun", "colour"), p=(0.35, 0.2, 0.35, 0.1))
+    if about == "anything":
+        wordings = OUTSIDE
+    elif about == "place":
+        wordings = PLACE_AND_SIZE
+        words |= _words_of_shape(_pick(tuple(SHAPES_ZH), random), language, random)
+    elif about == "noun":
+        by_name = (COLOUR_BY_NAME, COUNT_BY_NAME, PRESENCE_BY_NAME, OUTSIDE_BY_NAME)
+        wordings = _pick(by_name, random)
+        words |= _words_of_name(*_pick(tuple(NOUNS[language].items()), random))
+    else:
+        wordings = _pick((SHAPE_BY_COLOUR, COUNT_BY_COLOUR, PRESENCE_BY_COLOUR), random)
+        words = _words_of_colour(_pick(OUTSIDE_COLOURS[language], random))
+    return wordings, OUTSIDE_ANSWER[language], words
+
+
+def _is_it(objects, number, random) -> bool:
+    """Whether to ask for "it", which needs one object alone."""
+    return len(objects) == 1 and number is None and random.random() < 0.4
+
+
+def _absent_shapes(objects) -> list[str]:
+    return [shape for shape in SHAPES_ZH if all(thing.shape != shape for thing in objects)]
+
+
+def _absent_colours(objects, number) -> list[str]:
+    there = {thing.colour for thing in objects} | ({number.colour} if number else set())
+    return [colour for colour in COLOURS_ZH if colour not in there]
+
+
+def _words_of_shape(shape: str, language: str, random) -> dict[str, str]:
+    if language == "en":
+        return _words_of_name(shape, shape + ("es" if shape == "cross" else "s"))
+    names = SHAPES_ZH[shape]
+    name = names[0] if random.random() < 0.6 else _pick(names, random)
+    return _words_of_name(name, "个" + name)
+
+
+def _words_of_number(language: str) -> dict[str, str]:
+    return _words_of_name(*NUMBER_NAMES[language])
+
+
+def _words_of_name(name: str, counted: str) -> dict[str, str]:
+    return {"name": name, "counted": counted, "a_name": with_article(name)}
+
+
+def _words_of_colour(colour: str) -> dict[str, str]:
+    return {"colour": colour, "a_colour": with_article(colour)}
 
 
 def _as_typed(text: str, random: np.random.Generator) -> str:

@@ -29,21 +29,22 @@ class Stage:
     """One stage: what is trained, on what, how much. `rate` is the highest learning rate.
 
     `data` is "tiles" (packed tiles with labels for each patch) or "scenes" (pictures with sides
-    of `sides` pixels, and up to `conversations` side by side about each, of up to `rounds`
-    questions). `objects` are the fewest and the most in each tile or scene.
+    of `sides` pixels and `questions` about each, in conversations of up to `rounds` side by side).
+    `things` are the fewest and the most in each tile or scene, `digits` the most of a number.
     """
 
     name: str
     data: str
     parts: tuple[str, ...]
-    objects: tuple[int, int]
+    things: tuple[int, int]
+    digits: int
     steps: int
     batch: int
     rate: float
     sides: tuple[int, int] = (80, 640)
-    most_elongated: float = 3.0
-    conversations: int = 6
-    rounds: int = 1
+    most_elongated: float = 4.0
+    questions: int = 10
+    rounds: int = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ NANO = Recipe(
             "patch_size": 14,
         },
         "llm_config": {
-            "vocab_size": 512,
+            "vocab_size": 768,
             "hidden_size": 128,
             "intermediate_size": 256,
             "num_hidden_layers": 4,
@@ -79,17 +80,15 @@ NANO = Recipe(
         "intermediate_size": 256,
         "image_token_num": 36,
     },
-    vocabulary=512,
+    vocabulary=768,
     stages=(
-        # Alone an object is learned in a tenth of the steps that it takes among many.
-        Stage("tower, one object", "tiles", TOWER, (1, 1), steps=3000, batch=32, rate=2e-3),
-        Stage("tower, many", "tiles", TOWER, (1, 6), steps=3000, batch=32, rate=1e-3),
+        # Alone a thing is learned in a tenth of the steps that it takes among many.
+        Stage("tower, one thing", "tiles", TOWER, (1, 1), 1, steps=3000, batch=32, rate=2e-3),
+        Stage("tower, many", "tiles", TOWER, (1, 6), 4, steps=11000, batch=32, rate=1.5e-3),
         # Pictures of a single tile: the words are learned at a fifth of the cost.
-        Stage("words", "scenes", READER, (2, 2), 1800, 32, 2e-3, (80, 118), 1.0),
-        Stage("answers", "scenes", READER, (1, 2), 700, 32, 1e-3, conversations=4),
-        # All parts, and conversations of several rounds; first long ones, then many.
-        Stage("together", "scenes", ALL, (1, 2), 150, 32, 5e-4, conversations=2, rounds=4),
-        Stage("longer", "scenes", ALL, (1, 2), 360, 32, 7e-4, conversations=4, rounds=2),
+        Stage("words", "scenes", READER, (1, 3), 2, 1800, 32, 2e-3, (80, 118), 1.0),
+        Stage("answers", "scenes", READER, (1, 4), 4, 700, 32, 1.5e-3),
+        Stage("together", "scenes", ALL, (1, 4), 4, 700, 32, 1e-3),
     ),
 )
 RECIPES = {"nano": NANO}

@@ -19,12 +19,21 @@ from ..errors import ArgumentError
 from ..image import normalise
 from ..model import FlashVL
 from ..quantising import WIDTHS
-from ..tiling import tile_image
-from .data import IGNORED, SceneBatch, encode_side_by_side, pad
+from ..tiling import Grid, tile_image
+from .data import SceneBatch, encode_side_by_side, pad
+from .packed import IGNORED
 from .questions import KINDS, LANGUAGES, Question
 from .scenes import scene, scoring_number
+from .things import Box
 
-Score = dict[tuple[str, str], tuple[int, int]]  # (kind, language) -> right, asked
+# The table's rows -> kind, and whether across a seam where that matters.
+ROWS = {kind: (kind, None) for kind in (*KINDS, "all")} | {
+    "number across a seam": ("number", True),
+    "number within a tile": ("number", False),
+}
+WIDTH = max(map(len, ROWS))  # of the names of the rows
+# (kind, language, whether it is of a number that lies across a seam) -> right, asked
+Score = dict[tuple[str, str, bool], tuple[int, int]]
 
 
 def score(model: FlashVL, numbers: Iterable[int]) -> Score:
@@ -33,11 +42,25 @@ def score(model: FlashVL, numbers: Iterable[int]) -> Score:
     for number in numbers:
         drawn = scene(number)
         tiles, grid = tile_image(drawn.picture, model.config.tiler)
+        across = drawn.written and crosses_seam(drawn.written.box, drawn.picture.size, grid)
         answers = right_answers(model, tiles, grid, drawn.questions)
         for question, is_right in zip(drawn.questions, answers):
-            asked[question.kind, question.language] += 1
-            right[question.kind, question.language] += is_right
+            key = (question.kind, question.language, question.kind == "number" and bool(across))
+            asked[key] += 1
+            right[key] += is_right
     return {key: (right[key], asked[key]) for key in asked}
+
+
+def crosses_seam(box: Box, size: tuple[int, int], grid: Grid) -> bool:
+    """Whether a box in a picture of `size` (width, height) lies in more than one tile's core."""
+    return any(
+        first < extent * place / cells < last
+        for extent, cells, first, last in (
+            (size[0], grid[1], box[0], box[2]),
+            (size[1], grid[0], box[1], box[3]),
+        )
+        for place in range(1, cells)
+    )
 
 
 @torch.inference_mode()
@@ -46,6 +69,8 @@ def right_answers(model: FlashVL, tiles, grid, questions: tuple[Question, ...]) 
 
     tiles (S, height, width, C) uint8, as `tile_image` gives them.
     """
+    if not questions:
+        return []
     tiler = model.config.tiler
     pixels = normalise(tiles, tiler.mean, tiler.std)  # (S, C, height, width)
     each_alone = [[question] for question in questions]
@@ -63,30 +88,32 @@ def right_answers(model: FlashVL, tiles, grid, questions: tuple[Question, ...]) 
 def as_table(result: Score) -> str:
     """A row for each kind of question, a column for each language, and all together."""
     columns = (*LANGUAGES, "all")
-    lines = [f"{'questions':12}" + "".join(f"{column:>9}" for column in columns)]
-    for kind in (*KINDS, "all"):
-        shares = (_share(result, kind, column) for column in columns)
+    lines = [" " * WIDTH + "".join(f"{column:>9}" for column in columns)]
+    for row, (kind, across) in ROWS.items():
+        shares = (_share(result, kind, column, across) for column in columns)
         cells = ("-" if share is None else f"{share:.1%}" for share in shares)
-        lines.append(f"{kind:12}" + "".join(f"{cell:>9}" for cell in cells))
+        lines.append(f"{row:{WIDTH}}" + "".join(f"{cell:>9}" for cell in cells))
     return "\n".join(lines)
 
 
 def as_json(result: Score, model: str, scenes: int, seed: int) -> str:
     shares = {
-        f"{kind}_{language}": _share(result, kind, language)
-        for kind in (*KINDS, "all")
+        f"{row.replace(' ', '_')}_{language}": _share(result, kind, language, across)
+        for row, (kind, across) in ROWS.items()
         for language in (*LANGUAGES, "all")
     }
     asked = sum(asked for _, asked in result.values())
     return json.dumps({"model": model, "scenes": scenes, "seed": seed, "questions": asked} | shares)
 
 
-def _share(result: Score, kind: str, language: str) -> float | None:
+def _share(result: Score, kind: str, language: str, across: bool | None = None) -> float | None:
     """Right answers of those asked, or None if none was asked."""
     chosen = [
         counts
-        for (its_kind, its_language), counts in result.items()
-        if kind in (its_kind, "all") and language in (its_language, "all")
+        for (its_kind, its_language, its_across), counts in result.items()
+        if kind in (its_kind, "all")
+        and language in (its_language, "all")
+        and across in (its_across, None)
     ]
     asked = sum(asked for _, asked in chosen)
     return round(sum(right for right, _ in chosen) / asked, 4) if asked else None

@@ -20,7 +20,6 @@ COLOURS = {
     "black": ((0, 0, 0), (20, 20, 20), (40, 40, 40)),
     "white": ((255, 255, 255), (245, 245, 245), (235, 235, 235)),
 }
-LEAST_CONTRAST = 75.0  # Euclidean distance in RGB between an object and its background
 
 
 def shape_mask(
@@ -91,25 +90,6 @@ def draw_colour(colour: str, random) -> tuple[int, int, int]:
     first, second = (np.array(pick(values, random), float) for _ in range(2))
     weight = random.random()
     return _to_rgb(first * weight + second * (1 - weight) + random.uniform(-10, 10, 3))
-
-
-def draw_background(colours: list, random) -> tuple[int, int, int]:
-    """A background that contrasts with each of the objects' colours."""
-    while True:
-        kind = random.random()
-        if kind < 0.25:
-            grey = pick((255, 255, 255, 0, 128, 192, 211, 240, 64), random)
-            candidate = np.full(3, grey)
-        elif kind < 0.4:
-            candidate = np.full(3, random.uniform(0, 255)) + random.uniform(-6, 6, 3)
-        elif kind < 0.65:
-            candidate = 255 - random.uniform(0, 1, 3) * random.uniform(20, 120)  # pastel
-        elif kind < 0.85:
-            candidate = random.uniform(0, 255, 3)
-        else:
-            candidate = np.array(draw_colour(pick(tuple(COLOURS), random), random))
-        if all(np.linalg.norm(candidate - rgb) >= LEAST_CONTRAST for rgb in colours):
-            return _to_rgb(candidate)
 
 
 def _to_rgb(values: np.ndarray) -> tuple[int, int, int]:

@@ -15,23 +15,21 @@ from ..checkpoint import open_safetensors
 from ..errors import ArgumentError, CheckpointError
 from .trainer import Trainer
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of each parameter
-
 
 def save_state(
     trainer: Trainer,
-    optimizer: torch.optim.AdamW,
+    optimizers: list[torch.optim.Optimizer],
     file: Path,
     run: dict[str, Any],
     stage: int,
     step: int,
 ) -> None:
-    """Weights and AdamW's moments as safetensors; the next stage and step as its metadata."""
+    """Weights and the optimizers' moments as safetensors; the next stage and step as metadata."""
     tensors = {f"weight/{name}": one.detach() for name, one in trainer.named_parameters()}
     for name, parameter in trainer.named_parameters():
-        for moment in MOMENTS:
-            if parameter in optimizer.state:
-                tensors[f"{moment}/{name}"] = optimizer.state[parameter][moment]
+        for optimizer in optimizers:
+            for moment, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{moment}/{name}"] = value
     temporary = file.with_suffix(".writing")
     metadata = {"run": json.dumps(run), "stage": str(stage), "step": str(step)}
     save_file(tensors, temporary, metadata)
@@ -63,12 +61,13 @@ def load_state(
 
 
 def restore_moments(
-    optimizer: torch.optim.AdamW, trainer: Trainer, moments: dict[str, Tensor], step: int
+    optimizers: list[torch.optim.Optimizer], trainer: Trainer, moments: dict[str, Tensor]
 ) -> None:
-    """AdamW's state as it was after `step` steps of its stage; at step 0 there is none."""
-    if step == 0:
-        return
-    for name, parameter in trainer.named_parameters():
-        if parameter.requires_grad:
-            state = {moment: moments[f"{moment}/{name}"].to(parameter.device) for moment in MOMENTS}
-            optimizer.state[parameter] = state
+    """The optimizers' state as `load_state` found it; a stage's first step has none."""
+    named = {name: parameter for name, parameter in trainer.named_parameters()}
+    for key, value in moments.items():
+        moment, name = key.split("/", 1)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                if any(named[name] is one for one in group["params"]):
+                    optimizer.state[named[name]][moment] = value.to(named[name].device)

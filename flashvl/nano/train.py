@@ -31,6 +31,8 @@ from .state import load_state, restore_moments, save_state
 from .trainer import Trainer
 
 WARM_UP = 100  # steps
+DECAY = 0.05  # of weights, times the learning rate
+MUON = 3.0  # its learning rate over AdamW's
 SAVE_EVERY = 120  # seconds
 STATE, LOG = "state.safetensors", "log.jsonl"
 
@@ -60,9 +62,9 @@ def train(
     if resume:
         stage_number, step, moments = load_state(trainer, folder / STATE, run)
     for number in range(stage_number, len(stages)):
-        optimizer = make_optimizer(trainer, stages[number])
-        restore_moments(optimizer, trainer, moments, step)
-        run_stage(trainer, tokenizer, optimizer, stages, number, step, folder, run)
+        optimizers = make_optimizers(trainer, stages[number])
+        restore_moments(optimizers, trainer, moments)
+        run_stage(trainer, tokenizer, optimizers, stages, number, step, folder, run)
         step, moments = 0, {}
     model = trainer.model
     model.tokenizer = tokenizer
@@ -82,24 +84,35 @@ def scaled(stages: tuple[Stage, ...], steps: int | None) -> tuple[Stage, ...]:
     )
 
 
-def make_optimizer(trainer: Trainer, stage: Stage) -> torch.optim.AdamW:
-    """AdamW over the stage's parts; everything else is frozen. Only matrices decay."""
+def make_optimizers(trainer: Trainer, stage: Stage) -> list[torch.optim.Optimizer]:
+    """Muon for the stage's hidden matrices, AdamW for the rest of it; all else is frozen.
+
+    Muon (torch.optim.Muon) makes all directions of a matrix's step equally long. What is looked
+    up or looks up (embedding, heads) and what is no matrix of its own keeps AdamW.
+    """
     trained = [getattr(trainer.model, part) for part in stage.parts]
     trained += [trainer.label_head] if stage.data == "tiles" else []
     trainer.zero_grad(set_to_none=True)  # the stage before must not count in the gradient's norm
     trainer.requires_grad_(False)
     for part in trained:
         part.requires_grad_(True)
-    parameters = [one for one in trainer.parameters() if one.requires_grad]
-    groups = [
-        {"params": [one for one in parameters if one.ndim >= 2], "weight_decay": 0.05},
-        {"params": [one for one in parameters if one.ndim < 2], "weight_decay": 0.0},
+    named = [(name, one) for name, one in trainer.named_parameters() if one.requires_grad]
+    hidden = [
+        one for name, one in named if one.ndim == 2 and "head." not in name and "embed" not in name
     ]
-    return torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))
+    rest = [one for _, one in named if not any(one is matrix for matrix in hidden)]
+    groups = [
+        {"params": [one for one in rest if one.ndim >= 2], "weight_decay": DECAY},
+        {"params": [one for one in rest if one.ndim < 2], "weight_decay": 0.0},
+    ]
+    muon = torch.optim.Muon(
+        hidden, lr=MUON * stage.rate, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"
+    )
+    return [muon, torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))]
 
 
 def rate_at(step: int, stage: Stage) -> float:
-    """The learning rate: a linear warm-up, then a cosine down to a hundredth."""
+    """AdamW's learning rate: a linear warm-up, then a cosine down to a hundredth."""
     warm_up = min(1.0, (step + 1) / min(WARM_UP, stage.steps))
     return stage.rate * warm_up * (0.505 + 0.495 * math.cos(math.pi * step / stage.steps))
 
@@ -107,7 +120,7 @@ def rate_at(step: int, stage: Stage) -> float:
 def run_stage(
     trainer: Trainer,
     tokenizer: Any,
-    optimizer: torch.optim.AdamW,
+    optimizers: list[torch.optim.Optimizer],
     stages: tuple[Stage, ...],
     number: int,
     first: int,
@@ -124,21 +137,22 @@ def run_stage(
     with noted_interrupts() as interrupts:
         for step in range(first, stage.steps):
             batch = next(data).to(device)
-            for group in optimizer.param_groups:
-                group["lr"] = rate_at(step, stage)
             loss, share = trainer.loss(batch)
-            optimizer.zero_grad(set_to_none=True)
+            trainer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
-            optimizer.step()
+            for optimizer, ratio in zip(optimizers, (MUON, 1.0)):
+                for group in optimizer.param_groups:
+                    group["lr"] = ratio * rate_at(step, stage)
+                optimizer.step()
             progress.add(step, loss, share, batch.pictures)
             if interrupts or time.monotonic() - saved > SAVE_EVERY:
-                save_state(trainer, optimizer, folder / STATE, run, number, step + 1)
+                save_state(trainer, optimizers, folder / STATE, run, number, step + 1)
                 saved = time.monotonic()
             if interrupts:
                 print(f"\nsaved; go on with: {resume_command(folder, run)}")
                 raise KeyboardInterrupt
-    save_state(trainer, optimizer, folder / STATE, run, number + 1, 0)
+    save_state(trainer, [], folder / STATE, run, number + 1, 0)  # its optimizers are done
 
 
 def resume_command(folder: Path, run: dict[str, Any]) -> str:

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from ..model import FlashVL
 from ..tokenizer import Tokenizer
 from ..vision import cut_patches
-from .data import IGNORED, SceneBatch, TileBatch, TileBatches
+from .data import SceneBatch, TileBatch, TileBatches
+from .numbers import DIGITS
+from .packed import CELLS, IGNORED, NAMES
 from .questions import LANGUAGES
 from .recipe import Recipe, Stage, nano_config
-from .scenes import OUTLINE
 from .shapes import COLOURS, SHAPES
 from .wordings import COLOURS_ZH, SHAPES_ZH
 
-LABELS = (1 + len(SHAPES), 1 + len(COLOURS), OUTLINE**2)  # widths of the label head's parts
-WORDS = (len(LANGUAGES) * len(SHAPES), len(LANGUAGES) * len(COLOURS))
-WHITENING = Stage("whitening", "tiles", (), objects=(1, 6), steps=1, batch=400, rate=0.0)
+LABELS = (1 + len(NAMES), 1 + len(COLOURS), CELLS**2, 4)  # widths of the label head's parts
+BOX = 0.2  # weight of the boxes in the loss
+WORDS = (len(LANGUAGES) * len(NAMES), len(LANGUAGES) * len(COLOURS))
+WHITENING = Stage("whitening", "tiles", (), things=(1, 6), digits=4, steps=1, batch=400, rate=0.0)
 
 
 class Trainer(nn.Module):
@@ -29,7 +31,7 @@ class Trainer(nn.Module):
         self.model = FlashVL(nano_config(recipe))
         width = self.model.config.vision.width
         self.label_head = nn.Linear(width, sum(LABELS))
-        self.register_buffer("names", average_of_tokens(tokenizer, recipe.vocabulary))
+        self.register_buffer("words", average_of_tokens(tokenizer, recipe.vocabulary))
         set_starting_values(self.model)
 
     def loss(self, batch: TileBatch | SceneBatch) -> tuple[Tensor, Tensor]:
@@ -47,12 +49,14 @@ class Trainer(nn.Module):
 
     def label_loss(self, features: Tensor, batch: TileBatch) -> tuple[Tensor, Tensor]:
         """What the label head says of each patch against what the generator knows."""
-        shapes, colours, outlines = self.label_head(features).split(LABELS, dim=-1)
-        shape_loss, shape_share = _loss_and_share(shapes, batch.shapes, least=1)
+        names, colours, outlines, boxes = self.label_head(features).split(LABELS, dim=-1)
+        name_loss, share = _loss_and_share(names, batch.names, least=1)
         colour_loss, _ = _loss_and_share(colours, batch.colours, least=1)
-        # Outlines are what shapes are told by; learned alone, shapes come much later.
+        # Outlines and boxes are what names are told by; learned alone, names come much later.
         outline_loss = F.binary_cross_entropy_with_logits(outlines, batch.outlines)
-        return shape_loss + colour_loss + outline_loss, shape_share
+        shown = batch.names > 0  # (S, N)
+        box_loss = F.smooth_l1_loss(boxes[shown], batch.boxes[shown])
+        return name_loss + colour_loss + outline_loss + BOX * box_loss, share
 
     def name_loss(self, features: Tensor, tokens: Tensor) -> Tensor:
         """How near image tokens lie to the decoder's words for what they show. ().
@@ -62,12 +66,12 @@ class Trainer(nn.Module):
         """
         with torch.no_grad():
             labels = self.label_head(self.model.compressor.reduce(features)).split(LABELS, dim=-1)
-            shapes, colours = (part.argmax(-1).flatten() for part in labels[:2])  # (S * tokens)
-        words = self.names @ self.model.decoder.embedding.weight  # (words, D)
+            names, colours = (part.argmax(-1).flatten() for part in labels[:2])  # (S * tokens)
+        words = self.words @ self.model.decoder.embedding.weight  # (words, D)
         nearness = (tokens @ words.T).flatten(0, 1)  # (S * tokens, words)
-        of_shapes, of_colours = nearness.split(WORDS, dim=-1)
+        of_names, of_colours = nearness.split(WORDS, dim=-1)
         loss = tokens.new_zeros(())
-        for nearness, shown in ((of_shapes, shapes), (of_colours, colours)):
+        for nearness, shown in ((of_names, names), (of_colours, colours)):
             for logits in nearness.chunk(len(LANGUAGES), dim=-1):
                 logits = F.pad(logits, (1, 0))  # (S * tokens, 1 + words of the language)
                 loss = loss + F.cross_entropy(logits, shown) / len(LANGUAGES)
@@ -75,8 +79,9 @@ class Trainer(nn.Module):
 
 
 def average_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> Tensor:
-    """For each word for a shape or a colour the mean over its tokens, as a matrix: (words, V)."""
-    words = [f" {word}" for word in SHAPES] + [SHAPES_ZH[word][0] for word in SHAPES]
+    """For each word for what patches show the mean over its tokens, as a matrix: (words, V)."""
+    words = [f" {word}" for word in SHAPES] + list(DIGITS)
+    words += [SHAPES_ZH[word][0] for word in SHAPES] + list(DIGITS)
     words += [f" {word}" for word in COLOURS] + [COLOURS_ZH[word] for word in COLOURS]
     rows = torch.zeros(len(words), vocabulary)
     for row, word in zip(rows, words):

@@ -1,0 +1,79 @@
+"""Backgrounds of nano's pictures: plain, gradient or noisy, and told apart from what lies on them."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from .shapes import COLOURS, draw_colour, pick
+
+LEAST_CONTRAST = 75.0  # Euclidean distance in RGB between a thing and any of its background
+
+
+def paint_background(
+    size: tuple[int, int], colours: list[tuple[int, int, int]], random: np.random.Generator
+) -> Image.Image:
+    """An RGB picture of `size` (width, height): half plain, a quarter each gradient and noisy.
+
+    Every colour of `colours` is at least LEAST_CONTRAST away from all that it shows, noise aside.
+    """
+    chance = random.random()
+    if chance < 0.5:
+        return Image.new("RGB", size, draw_background(colours, random))
+    if chance < 0.75:
+        return _gradient(size, colours, random)
+    return _noise(size, draw_background(colours, random), random)
+
+
+def draw_background(
+    colours: list[tuple[int, int, int]], random: np.random.Generator
+) -> tuple[int, int, int]:
+    """One background colour that contrasts with each of the colours of what lies on it."""
+    while True:
+        kind = random.random()
+        if kind < 0.25:
+            grey = pick((255, 255, 255, 0, 128, 192, 211, 240, 64), random)
+            candidate = np.full(3, grey)
+        elif kind < 0.4:
+            candidate = np.full(3, random.uniform(0, 255)) + random.uniform(-6, 6, 3)
+        elif kind < 0.65:
+            candidate = 255 - random.uniform(0, 1, 3) * random.uniform(20, 120)  # pastel
+        elif kind < 0.85:
+            candidate = random.uniform(0, 255, 3)
+        else:
+            candidate = np.array(draw_colour(pick(tuple(COLOURS), random), random))
+        candidate = np.clip(np.round(candidate), 0, 255)
+        if _contrasts(candidate, colours):
+            return tuple(int(value) for value in candidate)
+
+
+def _gradient(size, colours, random) -> Image.Image:
+    """From one colour to another along a straight line of any direction."""
+    first = np.array(draw_background(colours, random), float)
+    strength = random.uniform(20, 200)
+    while True:  # weaker at each try, so that it ends
+        second = np.clip(first + strength * random.uniform(-1, 1, 3), 0, 255)
+        if all(_contrasts(first + (second - first) * t, colours) for t in np.linspace(0, 1, 9)):
+            break
+        strength *= 0.9
+    angle = random.uniform(0, 2 * np.pi)
+    x = np.linspace(-0.5, 0.5, size[0], dtype=np.float32)[None, :] * np.cos(angle)
+    y = np.linspace(-0.5, 0.5, size[1], dtype=np.float32)[:, None] * np.sin(angle)
+    along = x + y  # (height, width)
+    along = (along - along.min()) / (np.ptp(along) or 1.0)
+    pixels = first.astype(np.float32) + along[..., None] * (second - first).astype(np.float32)  # (height, width, 3)
+    return Image.fromarray(np.round(pixels).astype(np.uint8))
+
+
+def _noise(size, colour, random) -> Image.Image:
+    """Normal noise about one colour, grey or coloured, in grains of one pixel or a few."""
+    width, height = size
+    grain = int(pick((1, 1, 2, 3), random))
+    rough = (-(-height // grain), -(-width // grain), int(pick((1, 3), random)))
+    noise = random.standard_normal(rough, np.float32) * random.uniform(4, 22)
+    noise = noise.repeat(grain, 0).repeat(grain, 1)[:height, :width]  # (height, width, 1 or 3)
+    return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+
+
+def _contrasts(candidate: np.ndarray, colours) -> bool:
+    return all(np.linalg.norm(candidate - colour) >= LEAST_CONTRAST for colour in colours)

@@ -1,0 +1,158 @@
+"""Tiles packed with objects and numbers, and what each of their patches shows: the tower's lessons.
+
+Pure and seeded as the scenes are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .backgrounds import paint_background
+from .numbers import ADVANCE, DIGITS, draw_digits
+from .scenes import through_jpeg
+from .shapes import COLOURS, SHAPES, pick
+from .things import Number, Object, draw_number, draw_object, meet, move
+
+NAMES = (*SHAPES, *DIGITS)  # what a patch can show
+CELLS = 4  # along a patch's side, in which outlines are labelled
+IGNORED = -100  # torch's cross-entropy passes over this label
+
+
+@dataclass(frozen=True)
+class PackedTile:
+    """A tile and labels for each patch, in rows and columns; s is patches a side.
+
+    pixels (side, side, 3) uint8. names and colours (s, s) int64: 0 is nothing, 1 + i the i-th of
+    NAMES or COLOURS, IGNORED where something only touches the patch. outlines (s, s, CELLS**2)
+    float32: which part of each cell is covered. boxes (s, s, 4) float32: how far left, top, right
+    and bottom of what the patch shows are from the patch's centre, in patches; 0 for nothing.
+    """
+
+    pixels: np.ndarray
+    names: np.ndarray
+    colours: np.ndarray
+    outlines: np.ndarray
+    boxes: np.ndarray
+
+
+def packed_tile(
+    number: int, side: int, patch_size: int, margin: int, things: int, digits: int
+) -> PackedTile:
+    """The tile of a number: `side` pixels a side with 1 to `things` things, also cut by its edge.
+
+    Half of the things are numbers of 1 to `digits` digits; with 0 digits all are objects. At each
+    side the tile may end in `margin` patches of padding, as tiles at a picture's border do.
+    """
+    random = np.random.default_rng(number)
+    left, top, right, bottom = (margin * (random.random() < 0.4) for _ in range(4))
+    rows, columns = side // patch_size - top - bottom, side // patch_size - left - right
+    # Drawn larger and with another aspect, then resized, as real pictures are before tiling.
+    scale = patch_size * random.uniform(1.0, 2.0)
+    size = (int(columns * scale), int(rows * scale * random.uniform(0.75, 1.33)))
+    placed = _pack(size, things, digits, random)
+    picture = paint_background(size, [thing.rgb for thing in placed], random)
+    inside = Image.new("L", size)
+    for thing in placed:
+        picture.paste(thing.rgb, thing.box, thing.mask)
+        inside.paste(thing.mask, thing.box[:2], thing.mask)
+    picture = picture.resize((columns * patch_size, rows * patch_size), Image.Resampling.BICUBIC)
+    if random.random() < 0.25:
+        picture = through_jpeg(picture, random)
+    sides = np.array(((top, bottom), (left, right), (0, 0)))
+    pixels = np.pad(np.asarray(picture), sides * patch_size, mode="edge")  # (side, side, 3)
+    cells = np.asarray(inside.resize((columns * CELLS, rows * CELLS), Image.Resampling.BOX)) / 255
+    cells = np.pad(cells, sides[:2] * CELLS, mode="edge")  # (s * CELLS, s * CELLS)
+    cells = cells.reshape(side // patch_size, CELLS, -1, CELLS).transpose(0, 2, 1, 3)
+    outlines = cells.reshape(*cells.shape[:2], -1).astype(np.float32)  # (s, s, CELLS**2)
+    names, colours, boxes = _label_patches(placed, size, rows, columns)
+    outside = np.pad(np.zeros((rows, columns), bool), sides[:2], constant_values=True)  # (s, s)
+    names, colours = (np.pad(one, sides[:2], mode="edge") for one in (names, colours))
+    cut = outside & (names != 0)  # what the border cuts goes on in the padding, beyond its name
+    names[cut] = colours[cut] = IGNORED
+    return PackedTile(pixels, names, colours, outlines, np.pad(boxes, sides))
+
+
+def _pack(size: tuple[int, int], things: int, digits: int, random) -> list[Object | Number]:
+    """1 to `things` things at free places, some of them partly outside."""
+    width, height = size
+    placed: list[Object | Number] = []
+    count = int(random.integers(1, things + 1))
+    for _ in range(count):
+        thing = _draw_thing(min(size), count, digits, random)
+        w, h = thing.mask.size
+        beyond = pick((0.0, 0.3), random)  # how far it may lie outside
+        for _ in range(4):
+            left = int(random.uniform(-beyond * w, max(width - w + beyond * w, 0)))
+            top = int(random.uniform(-beyond * h, max(height - h + beyond * h, 0)))
+            moved = move(thing, left, top)
+            if not any(meet(moved.box, other.box, gap=2) for other in placed):
+                placed.append(moved)
+                break
+    return placed
+
+
+def _draw_thing(short: int, count: int, digits: int, random) -> Object | Number:
+    """An object or number; the more there are the smaller. A large one alone teaches first."""
+    colour = pick(tuple(COLOURS), random)
+    if random.random() < 0.5 and digits:
+        length = int(random.integers(1, digits + 1))
+        least, most = ((0.4, 1.2), (0.3, 0.8), (0.25, 0.6))[min(count, 3) - 1]
+        most = min(most, 1.2 / ADVANCE / length)
+        size = short * np.exp(random.uniform(np.log(min(least, most)), np.log(most)))
+        return draw_number(draw_digits(length, random), colour, size, random)
+    least, most = ((0.35, 0.95), (0.25, 0.6), (0.18, 0.5))[min(count, 3) - 1]
+    size = short * np.exp(random.uniform(np.log(least), np.log(most)))
+    return draw_object(pick(SHAPES, random), colour, size, random)
+
+
+def _label_patches(
+    placed: list[Object | Number], size: tuple[int, int], rows: int, columns: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Names, colours and boxes of rows x columns patches of a picture, as in `PackedTile`."""
+    names, colours, boxes = [0], [0], [(0.0, 0.0, 0.0, 0.0)]
+    coverage, needed = [np.zeros((rows, columns))], [0.0]
+    scale = np.array((columns / size[0], rows / size[1]))
+    for thing in placed:
+        colour = 1 + tuple(COLOURS).index(thing.colour)
+        if isinstance(thing, Object):
+            alone = Image.new("L", size)
+            alone.paste(thing.mask, thing.box[:2])
+            alone = alone.resize((columns, rows), Image.Resampling.BOX)
+            parts = [(thing.shape, thing.box, np.asarray(alone) / 255, 0.12)]
+        else:  # of a digit's thin strokes little lies in a patch, so its box counts
+            left, top, _, bottom = thing.box
+            parts = [
+                (digit, (left + begin, top, left + end, bottom), None, 0.35)
+                for digit, (begin, end) in zip(thing.digits, thing.spans)
+            ]
+        for name, box, part, least in parts:
+            box = tuple((np.array(box).reshape(2, 2) * scale).flatten())  # in patches
+            coverage.append(_cover(box, rows, columns) if part is None else part)
+            names.append(1 + NAMES.index(name))
+            colours.append(colour)
+            boxes.append(box)
+            needed.append(least)
+    coverage = np.stack(coverage)  # (1 + parts, rows, columns)
+    enough = coverage >= np.array(needed)[:, None, None]
+    enough[0] = True
+    winner = np.where(enough, coverage, -1.0).argmax(0)  # (rows, columns)
+    touched = (winner == 0) & (coverage.max(0) > 0.02)
+    from_centre = np.array(boxes, np.float32)[winner]  # (rows, columns, 4)
+    from_centre[..., 0::2] -= np.arange(columns)[None, :, None] + 0.5
+    from_centre[..., 1::2] -= np.arange(rows)[:, None, None] + 0.5
+    from_centre[winner == 0] = 0
+    names, colours = (
+        np.where(touched, IGNORED, np.array(one, np.int64)[winner]) for one in (names, colours)
+    )
+    return names, colours, from_centre
+
+
+def _cover(box: tuple[float, ...], rows: int, columns: int) -> np.ndarray:
+    """Which part of each patch a box in patches covers: (rows, columns)."""
+    x, y = np.arange(columns), np.arange(rows)
+    across = np.clip(np.minimum(x + 1, box[2]) - np.maximum(x, box[0]), 0, 1)
+    down = np.clip(np.minimum(y + 1, box[3]) - np.maximum(y, box[1]), 0, 1)
+    return down[:, None] * across[None, :]
