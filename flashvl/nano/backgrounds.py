@@ -61,7 +61,9 @@ def _gradient(size, colours, random) -> Image.Image:
     y = np.linspace(-0.5, 0.5, size[1], dtype=np.float32)[:, None] * np.sin(angle)
     along = x + y  # (height, width)
     along = (along - along.min()) / (np.ptp(along) or 1.0)
-    pixels = first.astype(np.float32) + along[..., None] * (second - first).astype(np.float32)  # (height, width, 3)
+    pixels = first.astype(np.float32) + along[..., None] * (second - first).astype(
+        np.float32
+    )  # (height, width, 3)
     return Image.fromarray(np.round(pixels).astype(np.uint8))
 
 

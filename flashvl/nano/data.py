@@ -16,9 +16,9 @@ from ..image import normalise
 from ..prompt import END, TILE_START, encode_messages
 from ..tiling import tile_image
 from ..tokenizer import Tokenizer
+from .packed import IGNORED, packed_tile
 from .questions import Question, without_picture
 from .recipe import Stage
-from .packed import IGNORED, packed_tile
 from .scenes import Scene, scene, training_number
 
 # How often a kind is asked in training, others 1: what is learned soon needs few.
@@ -30,18 +30,19 @@ SPAN = 2**32  # scene numbers of one stage; no stage draws as many
 class TileBatch:
     """pixels (S, C, height, width) float32, and labels of each patch as `PackedTile` has them.
 
-    names and colours (S, N) int64, outlines (S, N, cells) and boxes (S, N, 4) float32.
+    names, colours and places (S, N) int64, outlines (S, N, cells) and boxes (S, N, 4) float32.
     """
 
     pixels: Tensor
     names: Tensor
     colours: Tensor
+    places: Tensor
     outlines: Tensor
     boxes: Tensor
 
     def to(self, device: torch.device) -> TileBatch:
-        parts = (self.pixels, self.names, self.colours, self.outlines, self.boxes)
-        return TileBatch(*(part.to(device) for part in parts))
+        labels = (self.names, self.colours, self.places, self.outlines, self.boxes)
+        return TileBatch(*(part.to(device) for part in (self.pixels, *labels)))
 
     @property
     def pictures(self) -> int:
@@ -95,7 +96,7 @@ class TileBatches(Dataset):
         pixels = np.stack([tile.pixels for tile in drawn])  # (S, height, width, C)
         labels = (
             torch.from_numpy(np.stack(part)).flatten(1, 2)  # (S, N) or (S, N, values)
-            for part in zip(*((t.names, t.colours, t.outlines, t.boxes) for t in drawn))
+            for part in zip(*((t.names, t.colours, t.places, t.outlines, t.boxes) for t in drawn))
         )
         return TileBatch(normalise(pixels, tiler.mean, tiler.std), *labels)
 

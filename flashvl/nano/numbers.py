@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 DIGITS = "0123456789"
+MOST_DIGITS = 4  # of a number in a picture
 ADVANCE = 0.575  # a digit's width as a part of the font's size; all ten are equally wide
 
 
@@ -36,6 +37,6 @@ def number_mask(
     return mask.crop(box), tuple(zip([-float(box[0]), *ends[:-1]], ends))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)

@@ -26,7 +26,9 @@ class PackedTile:
     """A tile and labels for each patch, in rows and columns; s is patches a side.
 
     pixels (side, side, 3) uint8. names and colours (s, s) int64: 0 is nothing, 1 + i the i-th of
-    NAMES or COLOURS, IGNORED where something only touches the patch. outlines (s, s, CELLS**2)
+    NAMES or COLOURS, IGNORED where something only touches the patch. places (s, s) int64: which
+    place, from 0, a digit has in its number; IGNORED for all else and where its beginning is not
+    seen. outlines (s, s, CELLS**2)
     float32: which part of each cell is covered. boxes (s, s, 4) float32: how far left, top, right
     and bottom of what the patch shows are from the patch's centre, in patches; 0 for nothing.
     """
@@ -34,6 +36,7 @@ class PackedTile:
     pixels: np.ndarray
     names: np.ndarray
     colours: np.ndarray
+    places: np.ndarray
     outlines: np.ndarray
     boxes: np.ndarray
 
@@ -67,12 +70,13 @@ def packed_tile(
     cells = np.pad(cells, sides[:2] * CELLS, mode="edge")  # (s * CELLS, s * CELLS)
     cells = cells.reshape(side // patch_size, CELLS, -1, CELLS).transpose(0, 2, 1, 3)
     outlines = cells.reshape(*cells.shape[:2], -1).astype(np.float32)  # (s, s, CELLS**2)
-    names, colours, boxes = _label_patches(placed, size, rows, columns)
+    names, colours, places, boxes = _label_patches(placed, size, rows, columns)
     outside = np.pad(np.zeros((rows, columns), bool), sides[:2], constant_values=True)  # (s, s)
     names, colours = (np.pad(one, sides[:2], mode="edge") for one in (names, colours))
     cut = outside & (names != 0)  # what the border cuts goes on in the padding, beyond its name
     names[cut] = colours[cut] = IGNORED
-    return PackedTile(pixels, names, colours, outlines, np.pad(boxes, sides))
+    places = np.pad(places, sides[:2], constant_values=IGNORED)
+    return PackedTile(pixels, names, colours, places, outlines, np.pad(boxes, sides))
 
 
 def _pack(size: tuple[int, int], things: int, digits: int, random) -> list[Object | Number]:
@@ -110,9 +114,9 @@ def _draw_thing(short: int, count: int, digits: int, random) -> Object | Number:
 
 def _label_patches(
     placed: list[Object | Number], size: tuple[int, int], rows: int, columns: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Names, colours and boxes of rows x columns patches of a picture, as in `PackedTile`."""
-    names, colours, boxes = [0], [0], [(0.0, 0.0, 0.0, 0.0)]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Names, colours, places and boxes of rows x columns patches of a picture, as in `PackedTile`."""
+    names, colours, places, boxes = [0], [0], [IGNORED], [(0.0, 0.0, 0.0, 0.0)]
     coverage, needed = [np.zeros((rows, columns))], [0.0]
     scale = np.array((columns / size[0], rows / size[1]))
     for thing in placed:
@@ -122,12 +126,15 @@ def _label_patches(
             alone.paste(thing.mask, thing.box[:2])
             alone = alone.resize((columns, rows), Image.Resampling.BOX)
             parts = [(thing.shape, thing.box, np.asarray(alone) / 255, 0.12)]
+            its_places = [IGNORED]
         else:  # of a digit's thin strokes little lies in a patch, so its box counts
             left, top, _, bottom = thing.box
             parts = [
                 (digit, (left + begin, top, left + end, bottom), None, 0.35)
                 for digit, (begin, end) in zip(thing.digits, thing.spans)
             ]
+            seen = left + sum(thing.spans[0]) / 2 > 0  # half of the first digit or more
+            its_places = [place if seen else IGNORED for place in range(len(parts))]
         for name, box, part, least in parts:
             box = tuple((np.array(box).reshape(2, 2) * scale).flatten())  # in patches
             coverage.append(_cover(box, rows, columns) if part is None else part)
@@ -135,6 +142,7 @@ def _label_patches(
             colours.append(colour)
             boxes.append(box)
             needed.append(least)
+        places += its_places
     coverage = np.stack(coverage)  # (1 + parts, rows, columns)
     enough = coverage >= np.array(needed)[:, None, None]
     enough[0] = True
@@ -147,7 +155,7 @@ def _label_patches(
     names, colours = (
         np.where(touched, IGNORED, np.array(one, np.int64)[winner]) for one in (names, colours)
     )
-    return names, colours, from_centre
+    return names, colours, np.array(places, np.int64)[winner], from_centre
 
 
 def _cover(box: tuple[float, ...], rows: int, columns: int) -> np.ndarray:

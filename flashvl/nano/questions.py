@@ -20,7 +20,6 @@ from .answers import (
     list_objects,
     name_colour,
     name_shape,
-    with_article,
 )
 from .nouns import NOUNS, OUTSIDE_COLOURS
 from .outside import (
@@ -31,6 +30,13 @@ from .outside import (
     PLACE_AND_SIZE,
     SELF,
     SELF_ANSWER,
+)
+from .placeholders import (
+    words_of_colour,
+    words_of_name,
+    words_of_number,
+    words_of_object,
+    words_of_shape,
 )
 from .wordings import (
     COLOUR_BY_NAME,
@@ -47,7 +53,6 @@ from .wordings import (
     NO_NUMBER,
     NO_SHAPE,
     NUMBER,
-    NUMBER_NAMES,
     PICTURE,
     PRESENCE_BY_COLOUR,
     PRESENCE_BY_NAME,
@@ -151,14 +156,14 @@ def _ask_colour(objects, number, language, random) -> Draft | None:
     single = [thing for thing in objects if shapes.count(thing.shape) == 1]
     if number and (not single or random.random() < 0.15):
         answer = name_colour(number.colour, language)
-        return COLOUR_BY_NAME, answer, _words_of_number(language)
+        return COLOUR_BY_NAME, answer, words_of_number(language)
     if not single:
         return None
     thing = _pick(single, random)
     answer = name_colour(thing.colour, language)
     if _is_it(objects, number, random):
         return COLOUR_OF_IT, answer, {}
-    return COLOUR_BY_NAME, answer, _words_of_shape(thing.shape, language, random)
+    return COLOUR_BY_NAME, answer, words_of_shape(thing.shape, language, random)
 
 
 def _ask_shape(objects, number, language, random) -> Draft | None:
@@ -170,24 +175,29 @@ def _ask_shape(objects, number, language, random) -> Draft | None:
     answer = name_shape(thing.shape, language)
     if _is_it(objects, number, random):
         return SHAPE_OF_IT, answer, {}
-    return SHAPE_BY_COLOUR, answer, _words_of_colour(name_colour(thing.colour, language))
+    return SHAPE_BY_COLOUR, answer, words_of_colour(name_colour(thing.colour, language))
 
 
 def _ask_count(objects, number, language, random) -> Draft:
     shapes = [thing.shape for thing in objects]
     colours = [thing.colour for thing in objects]
-    what = random.choice(("all", "shape", "colour"), p=(0.4, 0.4, 0.2))
+    what = random.choice(("all", "shape", "colour", "both"), p=(0.35, 0.35, 0.15, 0.15))
     there = bool(objects) and random.random() < 0.8
     if what == "all":
         things = THING_BESIDE_NUMBER if number else THING
         wordings, count, words = COUNT_ALL, len(shapes), {"thing": _pick(things[language], random)}
     elif what == "shape":
         shape = _pick(shapes if there else _absent_shapes(objects), random)
-        words = _words_of_shape(shape, language, random)
+        words = words_of_shape(shape, language, random)
         wordings, count = COUNT_BY_NAME, shapes.count(shape)
+    elif what == "both":
+        pairs = [(thing.shape, thing.colour) for thing in objects]
+        pair = _pick(pairs, random) if there else _absent_pair(objects, number, random)
+        words = words_of_object(*pair, language, random)
+        wordings, count = COUNT_BY_NAME, pairs.count(pair)
     else:
         colour = _pick(colours if there else _absent_colours(objects, number), random)
-        words = _words_of_colour(name_colour(colour, language))
+        words = words_of_colour(name_colour(colour, language))
         wordings, count = COUNT_BY_COLOUR, colours.count(colour)
     return wordings, f"{count}个" if language == "zh" else str(count), words
 
@@ -199,43 +209,47 @@ def _ask_presence(objects, number, language, random) -> Draft:
     colours = [thing.colour for thing in objects] if yes else _absent_colours(objects, number)
     chance = random.random()
     if yes == (number is not None) and (not shapes or chance < 0.3):
-        return PRESENCE_BY_NAME, answer, _words_of_number(language)
-    if chance < 0.65:
+        return PRESENCE_BY_NAME, answer, words_of_number(language)
+    if chance < 0.5:
         shape = _pick(shapes, random)
-        return PRESENCE_BY_NAME, answer, _words_of_shape(shape, language, random)
+        return PRESENCE_BY_NAME, answer, words_of_shape(shape, language, random)
+    if chance < 0.75:
+        pairs = [(thing.shape, thing.colour) for thing in objects]
+        pair = _pick(pairs, random) if yes else _absent_pair(objects, number, random)
+        return PRESENCE_BY_NAME, answer, words_of_object(*pair, language, random)
     colour = name_colour(_pick(colours, random), language)
-    return PRESENCE_BY_COLOUR, answer, _words_of_colour(colour)
+    return PRESENCE_BY_COLOUR, answer, words_of_colour(colour)
 
 
 def _ask_for_absent(objects, number, language, random) -> Draft:
     chance = random.random()
     if number is None and chance < 1 / 3:
         wordings = _pick((NUMBER, NUMBER, COLOUR_BY_NAME), random)
-        return wordings, NO_NUMBER[language], _words_of_number(language)
+        return wordings, NO_NUMBER[language], words_of_number(language)
     if chance < 2 / 3:
         shape = _pick(_absent_shapes(objects), random)
         answer = NO_SHAPE[language].format(shape=name_shape(shape, language))
-        return COLOUR_BY_NAME, answer, _words_of_shape(shape, language, random)
+        return COLOUR_BY_NAME, answer, words_of_shape(shape, language, random)
     colour = name_colour(_pick(_absent_colours(objects, number), random), language)
-    return SHAPE_BY_COLOUR, NO_COLOUR[language].format(colour=colour), _words_of_colour(colour)
+    return SHAPE_BY_COLOUR, NO_COLOUR[language].format(colour=colour), words_of_colour(colour)
 
 
 def _ask_outside(language, random) -> Draft:
     colour = name_colour(_pick(tuple(COLOURS_ZH), random), language)
-    words = _words_of_colour(colour)
+    words = words_of_colour(colour)
     about = random.choice(("anything", "place", "noun", "colour"), p=(0.35, 0.2, 0.35, 0.1))
     if about == "anything":
         wordings = OUTSIDE
     elif about == "place":
         wordings = PLACE_AND_SIZE
-        words |= _words_of_shape(_pick(tuple(SHAPES_ZH), random), language, random)
+        words |= words_of_shape(_pick(tuple(SHAPES_ZH), random), language, random)
     elif about == "noun":
         by_name = (COLOUR_BY_NAME, COUNT_BY_NAME, PRESENCE_BY_NAME, OUTSIDE_BY_NAME)
         wordings = _pick(by_name, random)
-        words |= _words_of_name(*_pick(tuple(NOUNS[language].items()), random))
+        words |= words_of_name(*_pick(tuple(NOUNS[language].items()), random))
     else:
         wordings = _pick((SHAPE_BY_COLOUR, COUNT_BY_COLOUR, PRESENCE_BY_COLOUR), random)
-        words = _words_of_colour(_pick(OUTSIDE_COLOURS[language], random))
+        words = words_of_colour(_pick(OUTSIDE_COLOURS[language], random))
     return wordings, OUTSIDE_ANSWER[language], words
 
 
@@ -253,24 +267,14 @@ def _absent_colours(objects, number) -> list[str]:
     return [colour for colour in COLOURS_ZH if colour not in there]
 
 
-def _words_of_shape(shape: str, language: str, random) -> dict[str, str]:
-    if language == "en":
-        return _words_of_name(shape, shape + ("es" if shape == "cross" else "s"))
-    names = SHAPES_ZH[shape]
-    name = names[0] if random.random() < 0.6 else _pick(names, random)
-    return _words_of_name(name, "个" + name)
-
-
-def _words_of_number(language: str) -> dict[str, str]:
-    return _words_of_name(*NUMBER_NAMES[language])
-
-
-def _words_of_name(name: str, counted: str) -> dict[str, str]:
-    return {"name": name, "counted": counted, "a_name": with_article(name)}
-
-
-def _words_of_colour(colour: str) -> dict[str, str]:
-    return {"colour": colour, "a_colour": with_article(colour)}
+def _absent_pair(objects, number, random) -> tuple[str, str]:
+    """A shape and a colour that no object has together, though often one of them."""
+    there = {(thing.shape, thing.colour) for thing in objects}
+    colours = [colour for colour in COLOURS_ZH if number is None or colour != number.colour]
+    pairs = [(shape, colour) for shape in SHAPES_ZH for colour in colours]
+    pairs = [pair for pair in pairs if pair not in there]
+    near = [pair for pair in pairs if any(word in one for one in there for word in pair)]
+    return _pick(near if near and random.random() < 0.7 else pairs, random)
 
 
 def _as_typed(text: str, random: np.random.Generator) -> str:

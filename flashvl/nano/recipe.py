@@ -84,7 +84,7 @@ NANO = Recipe(
     stages=(
         # Alone a thing is learned in a tenth of the steps that it takes among many.
         Stage("tower, one thing", "tiles", TOWER, (1, 1), 1, steps=3000, batch=32, rate=2e-3),
-        Stage("tower, many", "tiles", TOWER, (1, 6), 4, steps=11000, batch=32, rate=1.5e-3),
+        Stage("tower, many", "tiles", TOWER, (1, 6), 4, steps=6000, batch=32, rate=1.5e-3),
         # Pictures of a single tile: the words are learned at a fifth of the cost.
         Stage("words", "scenes", READER, (1, 3), 2, 1800, 32, 2e-3, (80, 118), 1.0),
         Stage("answers", "scenes", READER, (1, 4), 4, 700, 32, 1.5e-3),

@@ -155,7 +155,9 @@ def _lay_out(
     while True:
         shrink *= 0.97  # large things need not fit; small ones do at last
         things = [
-            draw_object(shape, colour, short * _between(LEAST, MOST[count] * shrink, random), random)
+            draw_object(
+                shape, colour, short * _between(LEAST, MOST[count] * shrink, random), random
+            )
             for shape, colour in zip(shapes, colours)
         ]
         if has_number:

@@ -10,14 +10,20 @@ from ..model import FlashVL
 from ..tokenizer import Tokenizer
 from ..vision import cut_patches
 from .data import SceneBatch, TileBatch, TileBatches
-from .numbers import DIGITS
+from .numbers import DIGITS, MOST_DIGITS
 from .packed import CELLS, IGNORED, NAMES
 from .questions import LANGUAGES
 from .recipe import Recipe, Stage, nano_config
 from .shapes import COLOURS, SHAPES
 from .wordings import COLOURS_ZH, SHAPES_ZH
 
-LABELS = (1 + len(NAMES), 1 + len(COLOURS), CELLS**2, 4)  # widths of the label head's parts
+LABELS = (
+    1 + len(NAMES),
+    1 + len(COLOURS),
+    CELLS**2,
+    4,
+    MOST_DIGITS,
+)  # widths of the label head's parts
 BOX = 0.2  # weight of the boxes in the loss
 WORDS = (len(LANGUAGES) * len(NAMES), len(LANGUAGES) * len(COLOURS))
 WHITENING = Stage("whitening", "tiles", (), things=(1, 6), digits=4, steps=1, batch=400, rate=0.0)
@@ -49,14 +55,18 @@ class Trainer(nn.Module):
 
     def label_loss(self, features: Tensor, batch: TileBatch) -> tuple[Tensor, Tensor]:
         """What the label head says of each patch against what the generator knows."""
-        names, colours, outlines, boxes = self.label_head(features).split(LABELS, dim=-1)
+        names, colours, outlines, boxes, places = self.label_head(features).split(LABELS, dim=-1)
         name_loss, share = _loss_and_share(names, batch.names, least=1)
         colour_loss, _ = _loss_and_share(colours, batch.colours, least=1)
+        # Numbers are read by the places of digits.
+        digits = batch.places != IGNORED  # (S, N)
+        place_loss = F.cross_entropy(places[digits], batch.places[digits], reduction="sum")
+        place_loss = place_loss / digits.sum().clamp(min=1)
         # Outlines and boxes are what names are told by; learned alone, names come much later.
         outline_loss = F.binary_cross_entropy_with_logits(outlines, batch.outlines)
         shown = batch.names > 0  # (S, N)
         box_loss = F.smooth_l1_loss(boxes[shown], batch.boxes[shown])
-        return name_loss + colour_loss + outline_loss + BOX * box_loss, share
+        return name_loss + colour_loss + place_loss + outline_loss + BOX * box_loss, share
 
     def name_loss(self, features: Tensor, tokens: Tensor) -> Tensor:
         """How near image tokens lie to the decoder's words for what they show. ().
