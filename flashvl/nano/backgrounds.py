@@ -1,4 +1,4 @@
-"""Backgrounds of nano's pictures: plain, gradient or noisy, and told apart from what lies on them."""
+"""Backgrounds of nano's pictures: plain, gradient or noisy, in contrast with what lies on them."""
 
 from __future__ import annotations
 
@@ -60,10 +60,8 @@ def _gradient(size, colours, random) -> Image.Image:
     x = np.linspace(-0.5, 0.5, size[0], dtype=np.float32)[None, :] * np.cos(angle)
     y = np.linspace(-0.5, 0.5, size[1], dtype=np.float32)[:, None] * np.sin(angle)
     along = x + y  # (height, width)
-    along = (along - along.min()) / (np.ptp(along) or 1.0)
-    pixels = first.astype(np.float32) + along[..., None] * (second - first).astype(
-        np.float32
-    )  # (height, width, 3)
+    along = (along - along.min()) / np.ptp(along)
+    pixels = np.float32(first) + along[..., None] * np.float32(second - first)  # (height, width, 3)
     return Image.fromarray(np.round(pixels).astype(np.uint8))
 
 

@@ -27,7 +27,7 @@ def number_mask(
     in pixels from the left.
     """
     font = _font(max(4, round(size)))
-    left, top, right, bottom = font.getbbox(digits)
+    _, _, right, bottom = font.getbbox(digits)
     mask = Image.new("L", (int(right) + 2, int(bottom) + 2))
     draw = ImageDraw.Draw(mask)
     draw.fontmode = "L" if antialiased else "1"

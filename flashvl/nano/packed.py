@@ -115,7 +115,7 @@ def _draw_thing(short: int, count: int, digits: int, random) -> Object | Number:
 def _label_patches(
     placed: list[Object | Number], size: tuple[int, int], rows: int, columns: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Names, colours, places and boxes of rows x columns patches of a picture, as in `PackedTile`."""
+    """Names, colours, places and boxes of a picture's patches, as in `PackedTile`."""
     names, colours, places, boxes = [0], [0], [IGNORED], [(0.0, 0.0, 0.0, 0.0)]
     coverage, needed = [np.zeros((rows, columns))], [0.0]
     scale = np.array((columns / size[0], rows / size[1]))

@@ -38,6 +38,7 @@ from .placeholders import (
     words_of_object,
     words_of_shape,
 )
+from .shapes import pick
 from .wordings import (
     COLOUR_BY_NAME,
     COLOUR_OF_IT,
@@ -135,12 +136,12 @@ def ask(
         return None
     wordings, answer, words = draft
     usual = {
-        "C": _pick(("colour", "color"), random),
-        "P": _pick(PICTURE[language], random),
-        "thing": _pick(THING[language], random),
-        "item": _pick(ITEM[language], random),
+        "C": pick(("colour", "color"), random),
+        "P": pick(PICTURE[language], random),
+        "thing": pick(THING[language], random),
+        "item": pick(ITEM[language], random),
     }
-    text = _pick(wordings[language], random).format(**(usual | words))
+    text = pick(wordings[language], random).format(**(usual | words))
     return Question(kind, language, _as_typed(text, random), answer)
 
 
@@ -159,7 +160,7 @@ def _ask_colour(objects, number, language, random) -> Draft | None:
         return COLOUR_BY_NAME, answer, words_of_number(language)
     if not single:
         return None
-    thing = _pick(single, random)
+    thing = pick(single, random)
     answer = name_colour(thing.colour, language)
     if _is_it(objects, number, random):
         return COLOUR_OF_IT, answer, {}
@@ -171,7 +172,7 @@ def _ask_shape(objects, number, language, random) -> Draft | None:
     single = [thing for thing in objects if colours.count(thing.colour) == 1]
     if not single:
         return None
-    thing = _pick(single, random)
+    thing = pick(single, random)
     answer = name_shape(thing.shape, language)
     if _is_it(objects, number, random):
         return SHAPE_OF_IT, answer, {}
@@ -185,18 +186,18 @@ def _ask_count(objects, number, language, random) -> Draft:
     there = bool(objects) and random.random() < 0.8
     if what == "all":
         things = THING_BESIDE_NUMBER if number else THING
-        wordings, count, words = COUNT_ALL, len(shapes), {"thing": _pick(things[language], random)}
+        wordings, count, words = COUNT_ALL, len(shapes), {"thing": pick(things[language], random)}
     elif what == "shape":
-        shape = _pick(shapes if there else _absent_shapes(objects), random)
+        shape = pick(shapes if there else _absent_shapes(objects), random)
         words = words_of_shape(shape, language, random)
         wordings, count = COUNT_BY_NAME, shapes.count(shape)
     elif what == "both":
         pairs = [(thing.shape, thing.colour) for thing in objects]
-        pair = _pick(pairs, random) if there else _absent_pair(objects, number, random)
+        pair = pick(pairs, random) if there else _absent_pair(objects, number, random)
         words = words_of_object(*pair, language, random)
         wordings, count = COUNT_BY_NAME, pairs.count(pair)
     else:
-        colour = _pick(colours if there else _absent_colours(objects, number), random)
+        colour = pick(colours if there else _absent_colours(objects, number), random)
         words = words_of_colour(name_colour(colour, language))
         wordings, count = COUNT_BY_COLOUR, colours.count(colour)
     return wordings, f"{count}个" if language == "zh" else str(count), words
@@ -211,45 +212,45 @@ def _ask_presence(objects, number, language, random) -> Draft:
     if yes == (number is not None) and (not shapes or chance < 0.3):
         return PRESENCE_BY_NAME, answer, words_of_number(language)
     if chance < 0.5:
-        shape = _pick(shapes, random)
+        shape = pick(shapes, random)
         return PRESENCE_BY_NAME, answer, words_of_shape(shape, language, random)
     if chance < 0.75:
         pairs = [(thing.shape, thing.colour) for thing in objects]
-        pair = _pick(pairs, random) if yes else _absent_pair(objects, number, random)
+        pair = pick(pairs, random) if yes else _absent_pair(objects, number, random)
         return PRESENCE_BY_NAME, answer, words_of_object(*pair, language, random)
-    colour = name_colour(_pick(colours, random), language)
+    colour = name_colour(pick(colours, random), language)
     return PRESENCE_BY_COLOUR, answer, words_of_colour(colour)
 
 
 def _ask_for_absent(objects, number, language, random) -> Draft:
     chance = random.random()
     if number is None and chance < 1 / 3:
-        wordings = _pick((NUMBER, NUMBER, COLOUR_BY_NAME), random)
+        wordings = pick((NUMBER, NUMBER, COLOUR_BY_NAME), random)
         return wordings, NO_NUMBER[language], words_of_number(language)
     if chance < 2 / 3:
-        shape = _pick(_absent_shapes(objects), random)
+        shape = pick(_absent_shapes(objects), random)
         answer = NO_SHAPE[language].format(shape=name_shape(shape, language))
         return COLOUR_BY_NAME, answer, words_of_shape(shape, language, random)
-    colour = name_colour(_pick(_absent_colours(objects, number), random), language)
+    colour = name_colour(pick(_absent_colours(objects, number), random), language)
     return SHAPE_BY_COLOUR, NO_COLOUR[language].format(colour=colour), words_of_colour(colour)
 
 
 def _ask_outside(language, random) -> Draft:
-    colour = name_colour(_pick(tuple(COLOURS_ZH), random), language)
+    colour = name_colour(pick(tuple(COLOURS_ZH), random), language)
     words = words_of_colour(colour)
     about = random.choice(("anything", "place", "noun", "colour"), p=(0.35, 0.2, 0.35, 0.1))
     if about == "anything":
         wordings = OUTSIDE
     elif about == "place":
         wordings = PLACE_AND_SIZE
-        words |= words_of_shape(_pick(tuple(SHAPES_ZH), random), language, random)
+        words |= words_of_shape(pick(tuple(SHAPES_ZH), random), language, random)
     elif about == "noun":
         by_name = (COLOUR_BY_NAME, COUNT_BY_NAME, PRESENCE_BY_NAME, OUTSIDE_BY_NAME)
-        wordings = _pick(by_name, random)
-        words |= words_of_name(*_pick(tuple(NOUNS[language].items()), random))
+        wordings = pick(by_name, random)
+        words |= words_of_name(*pick(tuple(NOUNS[language].items()), random))
     else:
-        wordings = _pick((SHAPE_BY_COLOUR, COUNT_BY_COLOUR, PRESENCE_BY_COLOUR), random)
-        words = words_of_colour(_pick(OUTSIDE_COLOURS[language], random))
+        wordings = pick((SHAPE_BY_COLOUR, COUNT_BY_COLOUR, PRESENCE_BY_COLOUR), random)
+        words = words_of_colour(pick(OUTSIDE_COLOURS[language], random))
     return wordings, OUTSIDE_ANSWER[language], words
 
 
@@ -274,7 +275,7 @@ def _absent_pair(objects, number, random) -> tuple[str, str]:
     pairs = [(shape, colour) for shape in SHAPES_ZH for colour in colours]
     pairs = [pair for pair in pairs if pair not in there]
     near = [pair for pair in pairs if any(word in one for one in there for word in pair)]
-    return _pick(near if near and random.random() < 0.7 else pairs, random)
+    return pick(near if near and random.random() < 0.7 else pairs, random)
 
 
 def _as_typed(text: str, random: np.random.Generator) -> str:
@@ -287,7 +288,3 @@ def _as_typed(text: str, random: np.random.Generator) -> str:
     elif 0.3 < chance < 0.4:
         text = text.replace("？", "?")
     return text
-
-
-def _pick(options: Sequence, random: np.random.Generator):
-    return options[int(random.integers(len(options)))]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -114,7 +115,7 @@ def reading_order(boxes: Sequence[Box], size: tuple[int, int]) -> list[int] | No
             rows.append([place])
     for row in rows:
         row.sort(key=across.__getitem__)
-        if any(across[b] - across[a] < 0.08 for a, b in zip(row, row[1:])):
+        if any(across[b] - across[a] < 0.08 for a, b in pairwise(row)):
             return None
     return [place for row in rows for place in row]
 
@@ -154,12 +155,10 @@ def _lay_out(
     short, shrink = min(size), 1.0
     while True:
         shrink *= 0.97  # large things need not fit; small ones do at last
-        things = [
-            draw_object(
-                shape, colour, short * _between(LEAST, MOST[count] * shrink, random), random
-            )
-            for shape, colour in zip(shapes, colours)
-        ]
+        things: list[Object | Number] = []
+        for shape, colour in zip(shapes, colours):
+            side = short * _between(LEAST, MOST[count] * shrink, random)
+            things.append(draw_object(shape, colour, side, random))
         if has_number:
             most = min(MOST_FONT * shrink * short, 0.9 * size[0] / ADVANCE / len(text))
             font = max(LEAST_FONT * short, _between(LEAST_FONT * short, most, random))

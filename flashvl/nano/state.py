@@ -64,7 +64,7 @@ def restore_moments(
     optimizers: list[torch.optim.Optimizer], trainer: Trainer, moments: dict[str, Tensor]
 ) -> None:
     """The optimizers' state as `load_state` found it; a stage's first step has none."""
-    named = {name: parameter for name, parameter in trainer.named_parameters()}
+    named = dict(trainer.named_parameters())
     for key, value in moments.items():
         moment, name = key.split("/", 1)
         for optimizer in optimizers:

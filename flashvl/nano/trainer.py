@@ -17,13 +17,8 @@ from .recipe import Recipe, Stage, nano_config
 from .shapes import COLOURS, SHAPES
 from .wordings import COLOURS_ZH, SHAPES_ZH
 
-LABELS = (
-    1 + len(NAMES),
-    1 + len(COLOURS),
-    CELLS**2,
-    4,
-    MOST_DIGITS,
-)  # widths of the label head's parts
+# Widths of the label head's parts: names, colours, outlines, boxes, places.
+LABELS = (1 + len(NAMES), 1 + len(COLOURS), CELLS**2, 4, MOST_DIGITS)
 BOX = 0.2  # weight of the boxes in the loss
 WORDS = (len(LANGUAGES) * len(NAMES), len(LANGUAGES) * len(COLOURS))
 WHITENING = Stage("whitening", "tiles", (), things=(1, 6), digits=4, steps=1, batch=400, rate=0.0)
