@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..config import FlashVLConfig
 from ..image import normalise
-from ..prompt import END, TILE_START, encode_messages
-from ..tiling import tile_image
+from ..prompt import END, encode_messages
+from ..tiling import Grid, tile_image
 from ..tokenizer import Tokenizer
 from .packed import IGNORED, packed_tile
 from .questions import Question, without_picture
@@ -53,6 +53,8 @@ class TileBatch:
 class SceneBatch:
     """pixels (S, C, height, width) of all rows, and rows (B, T) int64, each of a picture or none.
 
+    `grids` and `tiles` say of each picture its grid and how many of the pixels' tiles it has.
+
     A row is the beginning of the prompt up to the picture's last token, and then conversations
     side by side: each goes on from that beginning and does not see the others. A label is the id
     to be predicted at its own place, or IGNORED; positions are the decoder's; owners are 0 for
@@ -60,18 +62,21 @@ class SceneBatch:
     """
 
     pixels: Tensor
+    grids: list[Grid]
+    tiles: list[int]
     input_ids: Tensor
     labels: Tensor
     positions: Tensor
     owners: Tensor
 
     def to(self, device: torch.device) -> SceneBatch:
-        parts = (self.pixels, self.input_ids, self.labels, self.positions, self.owners)
-        return SceneBatch(*(part.to(device) for part in parts))
+        rows = (self.input_ids, self.labels, self.positions, self.owners)
+        rows = (part.to(device) for part in rows)
+        return SceneBatch(self.pixels.to(device), self.grids, self.tiles, *rows)
 
     @property
     def pictures(self) -> int:
-        return int((self.input_ids == TILE_START).any(1).sum())
+        return len(self.tiles)
 
     @property
     def mask(self) -> Tensor:
@@ -119,15 +124,16 @@ class SceneBatches(Dataset):
             scene(number, stage.sides, stage.things, stage.digits, stage.most_elongated)
             for number in scene_numbers(stage, self.seed, self.first, step)
         ]
-        tiles = [tile_image(one.picture, tiler)[0] for one in drawn]
-        talks = [(converse(one, stage), len(its)) for one, its in zip(drawn, tiles)]
+        tiles, grids = zip(*(tile_image(one.picture, tiler) for one in drawn))
+        counts = [len(its_tiles) for its_tiles in tiles]
+        talks = [(converse(one, stage), count) for one, count in zip(drawn, counts)]
         talks.append((talk_without_picture(drawn[0], stage), 0))
         rows = [
             encode_side_by_side(conversations, self.tokenizer, self.config, count)
             for conversations, count in talks
         ]
         pixels = normalise(np.concatenate(tiles), tiler.mean, tiler.std)  # (S, C, height, width)
-        return SceneBatch(pixels, *pad(rows))
+        return SceneBatch(pixels, list(grids), counts, *pad(rows))
 
 
 def scene_numbers(stage: Stage, seed: int, first: int, step: int) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -96,6 +96,11 @@ RECIPES = {"nano": NANO}
 
 def nano_config(recipe: Recipe) -> FlashVLConfig:
     return FlashVLConfig.from_dict(recipe.config)
+
+
+def with_stitching(recipe: Recipe, mode: str) -> Recipe:
+    """The recipe with a model of this stitching mode."""
+    return replace(recipe, config=recipe.config | {"assumptions": {"stitching": mode}})
 
 
 def train_tokenizer(recipe: Recipe) -> Tokenizer:

@@ -75,7 +75,7 @@ def right_answers(model: FlashVL, tiles, grid, questions: tuple[Question, ...]) 
     pixels = normalise(tiles, tiler.mean, tiler.std)  # (S, C, height, width)
     each_alone = [[question] for question in questions]
     row = encode_side_by_side(each_alone, model.tokenizer, model.config, len(tiles))
-    batch = SceneBatch(pixels, *pad([row])).to(model.device)
+    batch = SceneBatch(pixels, [grid], [len(tiles)], *pad([row])).to(model.device)
     embeddings = model.embed(batch.input_ids, model.encode(batch.pixels, grid))  # (1, T, D)
     hidden = model.decoder(embeddings, positions=batch.positions, mask=batch.mask)  # (1, T, D)
     asked = batch.labels != IGNORED  # (1, T)

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config_parts import CHOICES
 from ..device import choose_device
 from ..errors import ArgumentError
 from ..model import FlashVL
 from ..prompt import END
 from .data import batches
 from .progress import Progress
-from .recipe import RECIPES, Recipe, Stage, train_tokenizer
+from .recipe import RECIPES, Recipe, Stage, train_tokenizer, with_stitching
 from .state import load_state, restore_moments, save_state
 from .trainer import Trainer
 
@@ -44,14 +45,17 @@ def train(
     device: str = "auto",
     steps: int | None = None,
     resume: bool = False,
+    stitching: str = "trim",
 ) -> FlashVL:
     """Runs a recipe, or the rest of it, and writes the model to `folder`.
 
-    `steps` scales all stages to that many steps together. Ctrl-C saves before it ends the run.
+    `steps` scales all stages to that many steps together; `stitching` is the model's stitching
+    mode. Ctrl-C saves before it ends the run.
     Raises `ArgumentError` if `folder` holds a run and `resume` is false, or none and it is true.
     """
     stages = scaled(recipe.stages, steps)
-    run = {"recipe": _name_of(recipe), "seed": seed, "limit": steps}
+    run = {"recipe": _name_of(recipe), "seed": seed, "limit": steps, "stitching": stitching}
+    recipe = with_stitching(recipe, stitching)
     run["steps"] = [stage.steps for stage in stages]
     _check_folder(folder, resume)
     where = choose_device(device)
@@ -158,6 +162,7 @@ def run_stage(
 def resume_command(folder: Path, run: dict[str, Any]) -> str:
     limit = [] if run["limit"] is None else ["--steps", str(run["limit"])]
     settings = ["--recipe", run["recipe"], "--seed", str(run["seed"]), *limit]
+    settings += [] if run["stitching"] == "trim" else ["--stitching", run["stitching"]]
     return shlex.join(["flashvl", "train", *settings, "--out", str(folder), "--resume"])
 
 
@@ -192,6 +197,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="all stages together; scales them")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data (default: 0)")
+    modes = CHOICES["stitching"]
+    parser.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
@@ -202,5 +209,6 @@ def run(options: argparse.Namespace) -> None:
         raise ArgumentError(f"--seed must be from 0 to {2**20 - 1}, found {options.seed}")
     folder = options.out or Path("runs") / options.recipe
     recipe = RECIPES[options.recipe]
-    train(recipe, folder, options.seed, options.device, options.steps, options.resume)
+    settings = (options.seed, options.device, options.steps, options.resume, options.stitching)
+    train(recipe, folder, *settings)
     print(f"done; try: flashvl score --model {folder}")

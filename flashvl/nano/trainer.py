@@ -40,13 +40,17 @@ class Trainer(nn.Module):
         features = self.model.vision(batch.pixels)  # (S, N, D)
         if isinstance(batch, TileBatch):
             return self.label_loss(features, batch)
-        tokens = self.model.compressor(features)  # (S, tokens, D)
+        pictures = list(zip(features.split(batch.tiles), batch.grids))
+        compressor = self.model.compressor
+        tokens = torch.cat([compressor(one, grid) for one, grid in pictures])  # (S, tokens, D)
         embeddings = self.model.embed(batch.input_ids, tokens)  # (B, T, D)
         hidden = self.model.decoder(embeddings, positions=batch.positions, mask=batch.mask)
         answers = batch.labels[:, 1:] != IGNORED  # (B, T - 1)
         logits = self.model.decoder.head(hidden[:, :-1][answers])  # (answer tokens, V)
         loss, share = _loss_and_share(logits, batch.labels[:, 1:][answers], least=0)
-        return loss + self.name_loss(features, tokens), share
+        with torch.no_grad():
+            stitched = torch.cat([compressor.reduce(one, grid) for one, grid in pictures])
+        return loss + self.name_loss(stitched, tokens), share
 
     def label_loss(self, features: Tensor, batch: TileBatch) -> tuple[Tensor, Tensor]:
         """What the label head says of each patch against what the generator knows."""
@@ -60,17 +64,20 @@ class Trainer(nn.Module):
         # Outlines and boxes are what names are told by; learned alone, names come much later.
         outline_loss = F.binary_cross_entropy_with_logits(outlines, batch.outlines)
         shown = batch.names > 0  # (S, N)
-        box_loss = F.smooth_l1_loss(boxes[shown], batch.boxes[shown])
+        box_loss = F.smooth_l1_loss(boxes[shown], batch.boxes[shown], reduction="sum")
+        box_loss = box_loss / (4 * shown.sum()).clamp(min=1)
         return name_loss + colour_loss + place_loss + outline_loss + BOX * box_loss, share
 
-    def name_loss(self, features: Tensor, tokens: Tensor) -> Tensor:
-        """How near image tokens lie to the decoder's words for what they show. ().
+    def name_loss(self, stitched: Tensor, tokens: Tensor) -> Tensor:
+        """How near image tokens lie to the decoder's words for what they show.
+
+        stitched (S, tokens, D): the tower's features that the tokens are made of. -> ().
 
         What they show is what the tower's label head says. Without this the decoder finds a
         thing by its colour or shape only after many times as many steps.
         """
         with torch.no_grad():
-            labels = self.label_head(self.model.compressor.reduce(features)).split(LABELS, dim=-1)
+            labels = self.label_head(stitched).split(LABELS, dim=-1)
             names, colours = (part.argmax(-1).flatten() for part in labels[:2])  # (S * tokens)
         words = self.words @ self.model.decoder.embedding.weight  # (words, D)
         nearness = (tokens @ words.T).flatten(0, 1)  # (S * tokens, words)
