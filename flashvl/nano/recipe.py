@@ -86,9 +86,9 @@ NANO = Recipe(
         Stage("tower, one thing", "tiles", TOWER, (1, 1), 1, steps=3000, batch=32, rate=2e-3),
         Stage("tower, many", "tiles", TOWER, (1, 6), 4, steps=6000, batch=32, rate=1.5e-3),
         # Pictures of a single tile: the words are learned at a fifth of the cost.
-        Stage("words", "scenes", READER, (1, 3), 2, 1800, 32, 2e-3, (80, 118), 1.0),
-        Stage("answers", "scenes", READER, (1, 4), 4, 700, 32, 1.5e-3),
-        Stage("together", "scenes", ALL, (1, 4), 4, 700, 32, 1e-3),
+        Stage("words", "scenes", READER, (1, 3), 3, 2000, 16, 2e-3, (80, 118), 1.0),
+        Stage("answers", "scenes", READER, (1, 4), 4, 1200, 16, 1.5e-3),
+        Stage("together", "scenes", ALL, (1, 4), 4, 1300, 16, 1e-3),
     ),
 )
 RECIPES = {"nano": NANO}
