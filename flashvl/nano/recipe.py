@@ -88,7 +88,7 @@ NANO = Recipe(
         # Pictures of a single tile: the words are learned at a fifth of the cost.
         Stage("words", "scenes", READER, (1, 3), 3, 2000, 16, 2e-3, (80, 118), 1.0),
         Stage("answers", "scenes", READER, (1, 4), 4, 1200, 16, 1.5e-3),
-        Stage("together", "scenes", ALL, (1, 4), 4, 1300, 16, 1e-3),
+        Stage("together", "scenes", ALL, (1, 4), 4, 1000, 16, 1e-3),
     ),
 )
 RECIPES = {"nano": NANO}
