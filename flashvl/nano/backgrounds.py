@@ -15,7 +15,8 @@ def paint_background(
 ) -> Image.Image:
     """An RGB picture of `size` (width, height): half plain, a quarter each gradient and noisy.
 
-    Every colour of `colours` is at least LEAST_CONTRAST away from all that it shows, noise aside.
+    Every colour of `colours` is about LEAST_CONTRAST or more away from all that it shows, noise
+    aside; a gradient is held to it at nine places.
     """
     chance = random.random()
     if chance < 0.5:

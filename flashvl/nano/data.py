@@ -143,7 +143,10 @@ def scene_numbers(stage: Stage, seed: int, first: int, step: int) -> list[int]:
 
 
 def converse(one: Scene, stage: Stage) -> list[list[Question]]:
-    """Conversations of some of a scene's questions; half of them have a single round."""
+    """Conversations of some of a scene's questions.
+
+    Each is of a single round or, half of the time, of up to `stage.rounds`.
+    """
     random = np.random.default_rng((one.number, 1))
     weights = np.array([WEIGHTS.get(question.kind, 1.0) for question in one.questions])
     count = min(stage.questions, len(one.questions))

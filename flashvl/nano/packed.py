@@ -28,9 +28,9 @@ class PackedTile:
     pixels (side, side, 3) uint8. names and colours (s, s) int64: 0 is nothing, 1 + i the i-th of
     NAMES or COLOURS, IGNORED where something only touches the patch. places (s, s) int64: which
     place, from 0, a digit has in its number; IGNORED for all else and where its beginning is not
-    seen. outlines (s, s, CELLS**2)
-    float32: which part of each cell is covered. boxes (s, s, 4) float32: how far left, top, right
-    and bottom of what the patch shows are from the patch's centre, in patches; 0 for nothing.
+    seen. outlines (s, s, CELLS**2) float32: which part of each cell is covered. boxes (s, s, 4)
+    float32: how far left, top, right and bottom of what the patch shows are from the patch's
+    centre, in patches; 0 for nothing.
     """
 
     pixels: np.ndarray
@@ -60,7 +60,7 @@ def packed_tile(
     inside = Image.new("L", size)
     for thing in placed:
         picture.paste(thing.rgb, thing.box, thing.mask)
-        inside.paste(thing.mask, thing.box[:2], thing.mask)
+        inside.paste(thing.mask, thing.box[:2])
     picture = picture.resize((columns * patch_size, rows * patch_size), Image.Resampling.BICUBIC)
     if random.random() < 0.25:
         picture = through_jpeg(picture, random)

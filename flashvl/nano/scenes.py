@@ -100,7 +100,7 @@ def reading_order(boxes: Sequence[Box], size: tuple[int, int]) -> list[int] | No
     """The places of boxes in rows from the top, each from the left; None without clear rows.
 
     The middles of one row are within an eighth of the picture's height, and a fifth or more lies
-    between two rows.
+    between two rows. Within a row they are at least 8 % of the width apart.
     """
     width, height = size
     across = [(left + right) / 2 / width for left, _, right, _ in boxes]

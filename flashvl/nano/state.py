@@ -49,7 +49,7 @@ def load_state(
     if metadata.get("run") != json.dumps(run):
         raise ArgumentError(
             f"{file.parent} holds a run with other settings ({metadata.get('run')}); "
-            "resume with the same recipe, seed and steps"
+            "resume with the same recipe, seed, steps and stitching"
         )
     try:
         for name, parameter in trainer.named_parameters():

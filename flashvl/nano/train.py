@@ -57,9 +57,10 @@ def train(
     run = {"recipe": _name_of(recipe), "seed": seed, "limit": steps, "stitching": stitching}
     recipe = with_stitching(recipe, stitching)
     run["steps"] = [stage.steps for stage in stages]
-    _check_folder(folder, resume)
     where = choose_device(device)
+    _check_folder(folder, resume)
     torch.manual_seed(seed)
+    print("learning the tokenizer from drawn scenes", flush=True)
     tokenizer = train_tokenizer(recipe)
     trainer = Trainer(recipe, tokenizer).to(where)
     stage_number, step, moments = 0, 0, {}
