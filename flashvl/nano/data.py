@@ -22,7 +22,14 @@ from .recipe import Stage
 from .scenes import Scene, scene, training_number
 
 # How often a kind is asked in training, others 1: what is learned soon needs few.
-WEIGHTS = {"number": 3.0, "presence": 0.7, "absent": 0.6, "outside": 0.4, "self": 0.15}
+WEIGHTS = {
+    "number": 3.0,
+    "count": 2.5,
+    "presence": 0.7,
+    "absent": 0.6,
+    "outside": 0.4,
+    "self": 0.15,
+}
 SPAN = 2**32  # scene numbers of one stage; no stage draws as many
 
 
