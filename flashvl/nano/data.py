@@ -133,11 +133,11 @@ class SceneBatches(Dataset):
         ]
         tiles, grids = zip(*(tile_image(one.picture, tiler) for one in drawn))
         counts = [len(its_tiles) for its_tiles in tiles]
-        talks = [(converse(one, stage), count) for one, count in zip(drawn, counts)]
-        talks.append((talk_without_picture(drawn[0], stage), 0))
+        asked = [(converse(one, stage), count) for one, count in zip(drawn, counts)]
+        asked.append((converse_without_picture(drawn[0], stage), 0))
         rows = [
             encode_side_by_side(conversations, self.tokenizer, self.config, count)
-            for conversations, count in talks
+            for conversations, count in asked
         ]
         pixels = normalise(np.concatenate(tiles), tiler.mean, tiler.std)  # (S, C, height, width)
         return SceneBatch(pixels, list(grids), counts, *pad(rows))
@@ -166,9 +166,9 @@ def converse(one: Scene, stage: Stage) -> list[list[Question]]:
     return conversations
 
 
-def talk_without_picture(one: Scene, stage: Stage) -> list[list[Question]]:
+def converse_without_picture(one: Scene, stage: Stage) -> list[list[Question]]:
     """The same questions where no picture is shown."""
-    return [[without_picture(each) for each in talk] for talk in converse(one, stage)]
+    return [[without_picture(each) for each in rounds] for rounds in converse(one, stage)]
 
 
 def encode_side_by_side(

@@ -107,25 +107,25 @@ def ask(
     ordered: whether the objects, given in reading order, have a clear one; without, they are
     neither described nor listed.
     """
-    scene = (objects, number, language, random)
+    given = (objects, number, language, random)
     draft: Draft | None = None
     if kind == "colour":
-        draft = _ask_colour(*scene)
+        draft = _ask_colour(*given)
     elif kind == "shape":
-        draft = _ask_shape(*scene)
+        draft = _ask_shape(*given)
     elif kind == "count":
-        draft = _ask_count(*scene)
+        draft = _ask_count(*given)
     elif kind == "number":
         draft = (NUMBER, number.digits, {}) if number else None
     elif kind == "presence":
-        draft = _ask_presence(*scene)
+        draft = _ask_presence(*given)
     elif kind == "description":
         draft = (DESCRIPTION, describe(objects, number, language), {}) if ordered else None
     elif kind == "list":
         answer = list_objects(objects, number, language)
         draft = (LIST, answer, {}) if ordered and objects else None
     elif kind == "absent":
-        draft = _ask_for_absent(*scene)
+        draft = _ask_for_absent(*given)
     elif kind == "outside":
         draft = _ask_outside(language, random)
     elif kind == "self":

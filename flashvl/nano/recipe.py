@@ -97,7 +97,8 @@ def nano_config(recipe: Recipe) -> FlashVLConfig:
 
 def with_stitching(recipe: Recipe, mode: str) -> Recipe:
     """The recipe with a model of this stitching mode."""
-    return replace(recipe, config=recipe.config | {"assumptions": {"stitching": mode}})
+    assumptions = recipe.config.get("assumptions", {}) | {"stitching": mode}
+    return replace(recipe, config=recipe.config | {"assumptions": assumptions})
 
 
 def train_tokenizer(recipe: Recipe) -> Tokenizer:

@@ -1,4 +1,4 @@
-"""nano's world: drawn scenes of up to four objects and numbers, and the questions about them.
+"""nano's world: drawn scenes of up to four things, objects and a number, and questions about them.
 
 Pure and seeded: `scene(number)` gives the same picture and questions for the same number, on
 every machine with the same Pillow and numpy. Training takes odd numbers and scoring even ones
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from .backgrounds import paint_background
-from .numbers import ADVANCE, draw_digits
+from .numbers import ADVANCE, MOST_DIGITS, draw_digits
 from .questions import KINDS, LANGUAGES, Question, ask
 from .shapes import COLOURS, SHAPES, pick
 from .things import Box, Number, Object, draw_number, draw_object, meet, move
@@ -56,7 +56,7 @@ def scene(
     number: int,
     sides: tuple[int, int] = (80, 640),
     things: tuple[int, int] = (1, 4),
-    digits: int = 4,
+    digits: int = MOST_DIGITS,
     most_elongated: float = 4.0,
 ) -> Scene:
     """The scene of a number (>= 0).
@@ -161,7 +161,7 @@ def _lay_out(
             things.append(draw_object(shape, colour, side, random))
         if has_number:
             most = min(MOST_FONT * shrink * short, 0.9 * size[0] / ADVANCE / len(text))
-            font = max(LEAST_FONT * short, _between(LEAST_FONT * short, most, random))
+            font = _between(LEAST_FONT * short, most, random)
             things.insert(0, draw_number(text, text_colour, font, random))
         placed = _place(things, size, random)
         if placed is not None:
@@ -193,4 +193,5 @@ def _place(things: list, size: tuple[int, int], random) -> tuple | None:
 
 
 def _between(least: float, most: float, random) -> float:
+    """Any size from `least` to `most`, and `least` where that is the larger."""
     return random.uniform(least, max(least, most))

@@ -65,9 +65,14 @@ def restore_moments(
 ) -> None:
     """The optimizers' state as `load_state` found it; a stage's first step has none."""
     named = dict(trainer.named_parameters())
+    optimizer_of = {
+        parameter: optimizer
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     for key, value in moments.items():
         moment, name = key.split("/", 1)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                if any(named[name] is one for one in group["params"]):
-                    optimizer.state[named[name]][moment] = value.to(named[name].device)
+        parameter = named[name]
+        if parameter in optimizer_of:
+            optimizer_of[parameter].state[parameter][moment] = value.to(parameter.device)

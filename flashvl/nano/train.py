@@ -102,16 +102,21 @@ def make_optimizers(trainer: Trainer, stage: Stage) -> list[torch.optim.Optimize
     for part in trained:
         part.requires_grad_(True)
     named = [(name, one) for name, one in trainer.named_parameters() if one.requires_grad]
-    hidden = [
-        one for name, one in named if one.ndim == 2 and "head." not in name and "embed" not in name
-    ]
-    rest = [one for _, one in named if not any(one is matrix for matrix in hidden)]
+    hidden = {
+        name: one
+        for name, one in named
+        if one.ndim == 2 and "head." not in name and "embed" not in name
+    }
+    rest = [one for name, one in named if name not in hidden]
     groups = [
         {"params": [one for one in rest if one.ndim >= 2], "weight_decay": DECAY},
         {"params": [one for one in rest if one.ndim < 2], "weight_decay": 0.0},
     ]
     muon = torch.optim.Muon(
-        hidden, lr=MUON * stage.rate, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"
+        list(hidden.values()),
+        lr=MUON * stage.rate,
+        weight_decay=DECAY,
+        adjust_lr_fn="match_rms_adamw",
     )
     return [muon, torch.optim.AdamW(groups, lr=stage.rate, betas=(0.9, 0.98))]
 
@@ -210,6 +215,13 @@ def run(options: argparse.Namespace) -> None:
         raise ArgumentError(f"--seed must be from 0 to {2**20 - 1}, found {options.seed}")
     folder = options.out or Path("runs") / options.recipe
     recipe = RECIPES[options.recipe]
-    settings = (options.seed, options.device, options.steps, options.resume, options.stitching)
-    train(recipe, folder, *settings)
+    train(
+        recipe,
+        folder,
+        options.seed,
+        options.device,
+        options.steps,
+        options.resume,
+        options.stitching,
+    )
     print(f"done; try: flashvl score --model {folder}")

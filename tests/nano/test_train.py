@@ -31,11 +31,11 @@ from flashvl.nano.data import (
     TileBatches,
     batches,
     converse,
+    converse_without_picture,
     encode_conversation,
     encode_side_by_side,
     pad,
     scene_numbers,
-    talk_without_picture,
 )
 from flashvl.nano.numbers import DIGITS
 from flashvl.nano.packed import IGNORED, NAMES, packed_tile
@@ -364,7 +364,7 @@ def test_without_a_picture_the_same_is_asked_and_answered_otherwise():
     answers = Counter()
     for index in range(30):
         drawn = scene(training_number(2, index), (80, 100))
-        blind = talk_without_picture(drawn, stage)
+        blind = converse_without_picture(drawn, stage)
         for talk, seen in zip(blind, converse(drawn, stage), strict=True):
             for one, other in zip(talk, seen, strict=True):
                 assert (one.kind, one.text) == (other.kind, other.text)
@@ -403,7 +403,7 @@ def test_a_batch_of_scenes_has_a_row_for_each_and_one_without_a_picture(tiny, to
     ]
     assert batch.pictures == len(drawn) == stage.batch
     assert len(batch.input_ids) == stage.batch + 1
-    talks = [converse(one, stage) for one in drawn] + [talk_without_picture(drawn[0], stage)]
+    talks = [converse(one, stage) for one in drawn] + [converse_without_picture(drawn[0], stage)]
     cut = [tile_image(one.picture, config.tiler) for one in drawn]
     tiles = [len(its_tiles) for its_tiles, _ in cut] + [0]
     assert batch.tiles == tiles[:-1]
