@@ -85,6 +85,11 @@ class TilerConfig:
         """The margin that the tower sees: none in the stitching mode `none`."""
         return 0 if self.stitching == "none" else self.margin
 
+    @property
+    def seen_size(self) -> int:
+        """The side of what the tower sees of a tile."""
+        return self.core_size + 2 * self.seen_margin
+
 
 @dataclass(frozen=True)
 class PromptConfig:

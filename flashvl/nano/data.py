@@ -100,7 +100,7 @@ class TileBatches(Dataset):
 
     def __getitem__(self, step: int) -> TileBatch:
         vision, tiler, stage = self.config.vision, self.config.tiler, self.stage
-        sizes = (vision.image_size, vision.patch_size, self.config.stitched_margin)
+        sizes = (tiler.seen_size, vision.patch_size, self.config.stitched_margin)
         drawn = [
             packed_tile(number, *sizes, stage.things[1], stage.digits)
             for number in scene_numbers(stage, self.seed, self.first, step)

@@ -28,7 +28,7 @@ from ..prompt import END
 from .data import batches
 from .progress import Progress
 from .recipe import RECIPES, Recipe, Stage, train_tokenizer, with_stitching
-from .state import load_state, restore_moments, save_state
+from .state import load_state, load_tower, restore_moments, save_state
 from .trainer import Trainer
 
 WARM_UP = 100  # steps
@@ -46,15 +46,21 @@ def train(
     steps: int | None = None,
     resume: bool = False,
     stitching: str = "trim",
+    tower: Path | None = None,
 ) -> FlashVL:
     """Runs a recipe, or the rest of it, and writes the model to `folder`.
 
     `steps` scales all stages to that many steps together; `stitching` is the model's stitching
-    mode. Ctrl-C saves before it ends the run.
-    Raises `ArgumentError` if `folder` holds a run and `resume` is false, or none and it is true.
+    mode; `tower` is the folder of another run whose tower is taken instead of training one.
+    Ctrl-C saves before it ends the run.
+    Raises `ArgumentError` if `folder` holds a run and `resume` is false, or none and it is true,
+    or if `tower` holds no tower for this run.
     """
-    stages = scaled(recipe.stages, steps)
+    # The tower's stages come first.
+    stage_number = 0 if tower is None else sum(one.data == "tiles" for one in recipe.stages)
+    stages = recipe.stages[:stage_number] + scaled(recipe.stages[stage_number:], steps)
     run = {"recipe": _name_of(recipe), "seed": seed, "limit": steps, "stitching": stitching}
+    run |= {} if tower is None else {"tower": str(tower)}
     recipe = with_stitching(recipe, stitching)
     run["steps"] = [stage.steps for stage in stages]
     where = choose_device(device)
@@ -63,9 +69,11 @@ def train(
     print("learning the tokenizer from drawn scenes", flush=True)
     tokenizer = train_tokenizer(recipe)
     trainer = Trainer(recipe, tokenizer).to(where)
-    stage_number, step, moments = 0, 0, {}
+    step, moments = 0, {}
     if resume:
         stage_number, step, moments = load_state(trainer, folder / STATE, run)
+    elif tower is not None:
+        load_tower(trainer, tower / STATE, stage_number, run)
     for number in range(stage_number, len(stages)):
         optimizers = make_optimizers(trainer, stages[number])
         restore_moments(optimizers, trainer, moments)
@@ -169,6 +177,7 @@ def resume_command(folder: Path, run: dict[str, Any]) -> str:
     limit = [] if run["limit"] is None else ["--steps", str(run["limit"])]
     settings = ["--recipe", run["recipe"], "--seed", str(run["seed"]), *limit]
     settings += [] if run["stitching"] == "trim" else ["--stitching", run["stitching"]]
+    settings += ["--tower", run["tower"]] if "tower" in run else []
     return shlex.join(["flashvl", "train", *settings, "--out", str(folder), "--resume"])
 
 
@@ -205,6 +214,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data (default: 0)")
     modes = CHOICES["stitching"]
     parser.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
+    parser.add_argument("--tower", type=Path, metavar="RUN", help="take the tower of this run")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
@@ -223,5 +233,6 @@ def run(options: argparse.Namespace) -> None:
         options.steps,
         options.resume,
         options.stitching,
+        options.tower,
     )
     print(f"done; try: flashvl score --model {folder}")

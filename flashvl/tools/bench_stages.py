@@ -132,7 +132,7 @@ def input_shapes(
 
     (S, C, height, width), (S, N, vision width).
     """
-    side = config.tiler.core_size + 2 * config.tiler.seen_margin
+    side = config.tiler.seen_size
     patches = (side // config.vision.patch_size) ** 2
     return (tiles, config.vision.channels, side, side), (tiles, patches, config.vision.width)
 

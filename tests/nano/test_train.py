@@ -10,15 +10,18 @@ import json
 import shlex
 import signal
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from flashvl import FlashVL
 from flashvl.cli import main
-from flashvl.errors import ArgumentError
+from flashvl.errors import ArgumentError, CheckpointError
 from flashvl.image import normalise
 from flashvl.nano import recipe as recipe_module
 from flashvl.nano import train as train_module
@@ -39,7 +42,16 @@ from flashvl.nano.data import (
 )
 from flashvl.nano.numbers import DIGITS
 from flashvl.nano.packed import IGNORED, NAMES, packed_tile
-from flashvl.nano.recipe import NANO, READER, TOWER, Recipe, Stage, nano_config, train_tokenizer
+from flashvl.nano.recipe import (
+    NANO,
+    READER,
+    TOWER,
+    Recipe,
+    Stage,
+    nano_config,
+    train_tokenizer,
+    with_stitching,
+)
 from flashvl.nano.scenes import scene, training_number
 from flashvl.nano.shapes import COLOURS, SHAPES
 from flashvl.nano.state import load_state, restore_moments, save_state
@@ -219,6 +231,58 @@ def test_a_run_of_another_stitching_mode_is_a_model_of_that_mode(tiny, tmp_path,
         train(tiny, tmp_path / "run", device="cpu", steps=3, resume=True)
 
 
+def test_a_run_with_the_tower_of_another_goes_on_as_that_one_would_have(
+    tiny, finished, tmp_path, monkeypatch, capsys
+):
+    add = train_module.Progress.add
+
+    def interrupting(self, step, *rest):
+        add(self, step, *rest)
+        if (self.stage.name, step) == ("answers", 30):
+            signal.raise_signal(signal.SIGINT)
+
+    folder = tmp_path / "with a tower"
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.Progress, "add", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, tmp_path / "other", seed=5, device="cpu")
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny, folder, seed=5, device="cpu", tower=tmp_path / "other")
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in log] == ["answers"]
+    assert f"--tower {shlex.quote(str(tmp_path / 'other'))} --out" in capsys.readouterr().out
+    with pytest.raises(ArgumentError, match="other settings"):
+        train(tiny, folder, seed=5, device="cpu", resume=True)
+    train(tiny, folder, seed=5, device="cpu", resume=True, tower=tmp_path / "other")
+    wanted = FlashVL.from_pretrained(finished).state_dict()
+    found = FlashVL.from_pretrained(folder).state_dict()
+    for name, tensor in wanted.items():
+        assert torch.equal(tensor, found[name]), name
+
+
+def test_a_tower_that_does_not_fit_is_refused_in_words(tiny, finished, tmp_path):
+    def refused(words: str, tower: Path, error=ArgumentError, **settings) -> None:
+        with pytest.raises(error, match=words):
+            train(tiny, tmp_path / "run", device="cpu", steps=3, tower=tower, **settings)
+        assert not any((tmp_path / "run").iterdir())
+
+    refused("has no state.safetensors", tmp_path / "nowhere")
+    refused("needs its own", finished, stitching="none")
+    half, foreign = tmp_path / "half", tmp_path / "foreign"
+    for folder in (half, foreign):
+        folder.mkdir()
+    with safe_open(finished / "state.safetensors", framework="pt") as state:
+        metadata = state.metadata()
+        weights = {name: state.get_tensor(name) for name in state.keys()}
+    save_file(weights, half / "state.safetensors", metadata | {"stage": "0"})
+    refused("not trained yet", half)
+    save_file(weights, foreign / "state.safetensors")
+    refused("not the state of a training run", foreign, CheckpointError)
+    weights["weight/model.vision.norm.weight"] = torch.zeros(3)
+    save_file(weights, foreign / "state.safetensors", metadata)
+    refused("does not fit", foreign, CheckpointError)
+
+
 def test_steps_scale_all_stages_in_proportion():
     assert scaled(NANO.stages, None) == NANO.stages
     total = sum(stage.steps for stage in NANO.stages)
@@ -392,6 +456,14 @@ def test_a_batch_of_tiles_has_their_labels_patch_by_patch(tiny):
             for place in (0, 7, 8, 37):  # in rows of eight patches
                 wanted = torch.tensor(labels[place // 8, place % 8])
                 assert torch.equal(getattr(batch, part)[row, place], wanted)
+
+
+def test_tiles_are_as_large_as_the_tower_will_see_them(tiny, tokenizer):
+    for mode, side in (("trim", 112), ("mean", 112), ("none", 84)):
+        config = nano_config(with_stitching(tiny, mode))
+        tiles = TileBatches(config, tiny.stages[0], seed=4, first=SPAN)[0].pixels
+        pictures = SceneBatches(config, tokenizer, tiny.stages[1], seed=4, first=SPAN)[0].pixels
+        assert tiles.shape[1:] == pictures.shape[1:] == (3, side, side)
 
 
 def test_a_batch_of_scenes_has_a_row_for_each_and_one_without_a_picture(tiny, tokenizer):
