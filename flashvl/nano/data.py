@@ -100,9 +100,11 @@ class TileBatches(Dataset):
 
     def __getitem__(self, step: int) -> TileBatch:
         vision, tiler, stage = self.config.vision, self.config.tiler, self.stage
-        sizes = (tiler.seen_size, vision.patch_size, self.config.stitched_margin)
+        margin = tiler.margin // vision.patch_size
+        sizes = (tiler.tile_size, vision.patch_size, margin)
+        cut = margin - self.config.stitched_margin
         drawn = [
-            packed_tile(number, *sizes, stage.things[1], stage.digits)
+            packed_tile(number, *sizes, stage.things[1], stage.digits, cut)
             for number in scene_numbers(stage, self.seed, self.first, step)
         ]
         pixels = np.stack([tile.pixels for tile in drawn])  # (S, height, width, C)

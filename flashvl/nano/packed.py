@@ -42,12 +42,13 @@ class PackedTile:
 
 
 def packed_tile(
-    number: int, side: int, patch_size: int, margin: int, things: int, digits: int
+    number: int, side: int, patch_size: int, margin: int, things: int, digits: int, cut: int = 0
 ) -> PackedTile:
     """The tile of a number: `side` pixels a side with 1 to `things` things, also cut by its edge.
 
     Half of the things are numbers of 1 to `digits` digits; with 0 digits all are objects. At each
-    side the tile may end in `margin` patches of padding, as tiles at a picture's border do.
+    side the tile may end in `margin` patches of padding, as tiles at a picture's border do. At
+    last `cut` patches are cut off all around, for a tower that sees no margin.
     """
     random = np.random.default_rng(number)
     left, top, right, bottom = (margin * (random.random() < 0.4) for _ in range(4))
@@ -70,13 +71,18 @@ def packed_tile(
     cells = np.pad(cells, sides[:2] * CELLS, mode="edge")  # (s * CELLS, s * CELLS)
     cells = cells.reshape(side // patch_size, CELLS, -1, CELLS).transpose(0, 2, 1, 3)
     outlines = cells.reshape(*cells.shape[:2], -1).astype(np.float32)  # (s, s, CELLS**2)
-    names, colours, places, boxes = _label_patches(placed, size, rows, columns)
+    unseen = max(cut - left, 0) * size[0] / columns
+    names, colours, places, boxes = _label_patches(placed, size, rows, columns, unseen)
     outside = np.pad(np.zeros((rows, columns), bool), sides[:2], constant_values=True)  # (s, s)
     names, colours = (np.pad(one, sides[:2], mode="edge") for one in (names, colours))
-    cut = outside & (names != 0)  # what the border cuts goes on in the padding, beyond its name
-    names[cut] = colours[cut] = IGNORED
+    beyond = outside & (names != 0)  # what the border cuts goes on in the padding without a name
+    names[beyond] = colours[beyond] = IGNORED
     places = np.pad(places, sides[:2], constant_values=IGNORED)
-    return PackedTile(pixels, names, colours, places, outlines, np.pad(boxes, sides))
+    labels = (names, colours, places, outlines, np.pad(boxes, sides))
+    middle = slice(cut, side // patch_size - cut)
+    in_pixels = slice(cut * patch_size, side - cut * patch_size)
+    labels = (one[middle, middle] for one in labels)
+    return PackedTile(pixels[in_pixels, in_pixels], *labels)
 
 
 def _pack(size: tuple[int, int], things: int, digits: int, random) -> list[Object | Number]:
@@ -113,9 +119,12 @@ def _draw_thing(short: int, count: int, digits: int, random) -> Object | Number:
 
 
 def _label_patches(
-    placed: list[Object | Number], size: tuple[int, int], rows: int, columns: int
+    placed: list[Object | Number], size: tuple[int, int], rows: int, columns: int, unseen: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Names, colours, places and boxes of a picture's patches, as in `PackedTile`."""
+    """Names, colours, places and boxes of a picture's patches, as in `PackedTile`.
+
+    `unseen` pixels on its left will be cut off.
+    """
     names, colours, places, boxes = [0], [0], [IGNORED], [(0.0, 0.0, 0.0, 0.0)]
     coverage, needed = [np.zeros((rows, columns))], [0.0]
     scale = np.array((columns / size[0], rows / size[1]))
@@ -133,7 +142,7 @@ def _label_patches(
                 (digit, (left + begin, top, left + end, bottom), None, 0.35)
                 for digit, (begin, end) in zip(thing.digits, thing.spans)
             ]
-            seen = left + sum(thing.spans[0]) / 2 > 0  # half of the first digit or more
+            seen = left + sum(thing.spans[0]) / 2 > unseen  # half of the first digit or more
             its_places = [place if seen else IGNORED for place in range(len(parts))]
         for name, box, part, least in parts:
             box = tuple((np.array(box).reshape(2, 2) * scale).flatten())  # in patches

@@ -98,6 +98,26 @@ def test_a_box_meets_its_patch_and_is_of_one_thing(number, margin):
     assert all(len(one) == 1 for one in labels.values())
 
 
+def test_a_tile_that_is_cut_shows_the_middle_and_forgets_places_it_cannot_tell():
+    seen = Counter()
+    for number in range(150):
+        whole, part = tile_of(number, 1), packed_tile(number, TILE, PATCH, 1, 6, 4, cut=1)
+        middle = slice(1, -1)
+        assert (part.pixels == whole.pixels[PATCH:-PATCH, PATCH:-PATCH]).all()
+        for name in ("names", "colours", "outlines", "boxes"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[middle, middle])
+        wanted = whole.places[middle, middle]
+        gone = part.places != wanted
+        assert (part.places[gone] == IGNORED).all()
+        centres = boxes_in_the_tile(whole)[..., 0::2].mean(-1)[middle, middle]
+        for first_is_seen in (False, True):  # of a first digit half or more must be in the middle
+            firsts = (wanted == 0) & ((centres > 1) == first_is_seen)
+            assert (gone[firsts] != first_is_seen).all()
+            seen[first_is_seen] += firsts.sum()
+        seen["later"] += (gone & (wanted > 0)).sum()
+    assert min(seen.values()) > 10
+
+
 def test_what_is_covered_has_the_colour_of_its_label():
     checked = Counter()
     for number in range(200):
