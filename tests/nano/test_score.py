@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 from flashvl import FlashVL
 from flashvl.cli import main
+from flashvl.config_parts import CHOICES
 from flashvl.image import load_image
 from flashvl.nano.questions import KINDS, LANGUAGES
 from flashvl.nano.recipe import NANO, nano_config
@@ -42,6 +44,26 @@ def test_the_shipped_model_is_as_right_as_its_readme_says(nano):
     readme = (nano.folder / "README.md").read_text(encoding="utf-8")
     stated = float(re.search(r"^\| all \|.*\| ([\d.]+) % \|$", readme, re.MULTILINE).group(1))
     assert abs(right / asked - stated / 100) < 0.05
+
+
+def test_the_table_of_stitching_modes_is_that_of_the_scores(nano):
+    lines = (nano.folder / "stitching.jsonl").read_text(encoding="utf-8").splitlines()
+    scores = [json.loads(line) for line in lines]
+    assert len({(one["scenes"], one["seed"], one["questions"]) for one in scores}) == 1
+    readme = (nano.folder / "README.md").read_text(encoding="utf-8")
+    for mode in CHOICES["stitching"]:
+        runs = [one for one in scores if re.fullmatch(rf"runs/{mode}-\d", one["model"])]
+        assert len({one["model"] for one in runs}) == len(runs) == len(scores) / 3
+        across, within = (
+            [100 * one[f"number_{where}_all"] for one in runs]
+            for where in ("across_a_seam", "within_a_tile")
+        )
+        less = [second - first for first, second in zip(across, within)]
+        columns = (across, within, less, [100 * one["all_all"] for one in runs])
+        wanted = " | ".join(
+            f"{mean(one):.1f} ({', '.join(f'{value:.1f}' for value in one)})" for one in columns
+        )
+        assert f"\n| `{mode}` | {wanted} |\n" in readme
 
 
 def test_about_one_thing_the_shipped_model_is_nearly_always_right(nano):
