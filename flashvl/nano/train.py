@@ -50,9 +50,9 @@ def train(
 ) -> FlashVL:
     """Runs a recipe, or the rest of it, and writes the model to `folder`.
 
-    `steps` scales all stages to that many steps together; `stitching` is the model's stitching
-    mode; `tower` is the folder of another run whose tower is taken instead of training one.
-    Ctrl-C saves before it ends the run.
+    `steps` scales the stages to that many steps together; `stitching` is the model's stitching
+    mode; `tower` is the folder of another run whose tower is taken, so that only the stages after
+    it are run. Ctrl-C saves before it ends the run.
     Raises `ArgumentError` if `folder` holds a run and `resume` is false, or none and it is true,
     or if `tower` holds no tower for this run.
     """
@@ -214,7 +214,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data (default: 0)")
     modes = CHOICES["stitching"]
     parser.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
-    parser.add_argument("--tower", type=Path, metavar="RUN", help="take the tower of this run")
+    tower = "folder of a run whose tower is taken; --steps are then those after it"
+    parser.add_argument("--tower", type=Path, metavar="FOLDER", help=tower)
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
