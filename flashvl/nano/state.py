@@ -49,7 +49,7 @@ def load_state(
             f"{file.parent} holds a run with other settings ({metadata.get('run')}); "
             "resume with the same recipe, seed, steps, stitching and tower"
         )
-    _take(trainer, stored, file, ("",))
+    _take(trainer, stored, file)
     moments = {name: one for name, one in stored.items() if not name.startswith("weight/")}
     return int(metadata["stage"]), int(metadata["step"]), moments
 
@@ -88,9 +88,9 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _take(
-    trainer: Trainer, stored: dict[str, Tensor], file: Path, beginnings: tuple[str, ...]
+    trainer: Trainer, stored: dict[str, Tensor], file: Path, beginnings: str | tuple[str, ...] = ""
 ) -> None:
-    """Copies the stored weights whose names begin so to the trainer."""
+    """Copies the stored weights whose names begin so, by default all, to the trainer."""
     try:
         for name, parameter in trainer.named_parameters():
             if name.startswith(beginnings):

@@ -20,7 +20,7 @@ from .wordings import COLOURS_ZH, SHAPES_ZH
 # Widths of the label head's parts: names, colours, outlines, boxes, places.
 LABELS = (1 + len(NAMES), 1 + len(COLOURS), CELLS**2, 4, MOST_DIGITS)
 # Weight of boxes and of digits' places in the loss; places at 1 hold the names up for long.
-WHERE = 0.2
+LOCATION = 0.2
 WORDS = (len(LANGUAGES) * len(NAMES), len(LANGUAGES) * len(COLOURS))
 WHITENING = Stage("whitening", "tiles", (), things=(1, 6), digits=4, steps=1, batch=400, rate=0.0)
 
@@ -67,8 +67,8 @@ class Trainer(nn.Module):
         shown = batch.names > 0  # (S, N)
         box_loss = F.smooth_l1_loss(boxes[shown], batch.boxes[shown], reduction="sum")
         box_loss = box_loss / (4 * shown.sum()).clamp(min=1)
-        where_loss = WHERE * (box_loss + place_loss)
-        return name_loss + colour_loss + outline_loss + where_loss, share
+        location_loss = LOCATION * (box_loss + place_loss)
+        return name_loss + colour_loss + outline_loss + location_loss, share
 
     def name_loss(self, stitched: Tensor, tokens: Tensor) -> Tensor:
         """How near image tokens lie to the decoder's words for what they show.

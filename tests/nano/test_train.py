@@ -10,6 +10,8 @@ import json
 import shlex
 import signal
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -99,14 +101,19 @@ def few_tiles_for_the_starting_values():
         yield
 
 
-@pytest.fixture(autouse=True)
-def one_thread_and_one_tokenizer(monkeypatch, tokenizer):
-    """Sums in one order; the tokenizer's training is the same each time and takes seconds."""
-    monkeypatch.setattr(train_module, "train_tokenizer", lambda recipe: tokenizer)
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Sums in one order, in `finished` too, which is why this is the module's."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_tokenizer(monkeypatch, tokenizer):
+    """The tokenizer's training is the same each time and takes seconds."""
+    monkeypatch.setattr(train_module, "train_tokenizer", lambda recipe: tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +124,21 @@ def finished(tiny, tokenizer, tmp_path_factory):
         patch.setattr(train_module, "train_tokenizer", lambda recipe: tokenizer)
         train(tiny, folder, seed=5, device="cpu")
     return folder
+
+
+@contextmanager
+def interrupted_at(moment: tuple[str, int]) -> Iterator[None]:
+    """Ctrl-C after this step of this stage, (stage's name, step)."""
+    add = train_module.Progress.add
+
+    def interrupting(self, step, *rest):
+        add(self, step, *rest)
+        if (self.stage.name, step) == moment:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module.Progress, "add", interrupting)
+        yield
 
 
 def test_the_loss_falls_in_both_kinds_of_stage(finished):
@@ -140,20 +162,9 @@ def test_the_result_is_a_checkpoint_that_answers(finished):
 
 
 @pytest.mark.parametrize("moment", [("tower", 30), ("answers", 7), ("together", 2)])
-def test_an_interrupted_run_resumes_to_the_same_numbers(
-    moment, tiny, finished, tmp_path, monkeypatch, capsys
-):
-    add = train_module.Progress.add
-
-    def interrupting(self, step, *rest):
-        add(self, step, *rest)
-        if (self.stage.name, step) == moment:
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module.Progress, "add", interrupting)
-        with pytest.raises(KeyboardInterrupt):
-            train(tiny, tmp_path / "run", seed=5, device="cpu")
+def test_an_interrupted_run_resumes_to_the_same_numbers(moment, tiny, finished, tmp_path, capsys):
+    with interrupted_at(moment), pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path / "run", seed=5, device="cpu")
     assert "--resume" in capsys.readouterr().out
     assert not (tmp_path / "run" / "config.json").exists()
     train(tiny, tmp_path / "run", seed=5, device="cpu", resume=True)
@@ -199,16 +210,8 @@ def test_the_command_trains_and_what_it_says_when_interrupted_goes_on(
     tiny, finished, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setitem(train_module.RECIPES, "nano", tiny)
-    add = train_module.Progress.add
-
-    def interrupting(self, step, *rest):
-        add(self, step, *rest)
-        if (self.stage.name, step) == ("answers", 1):
-            signal.raise_signal(signal.SIGINT)
-
     folder = tmp_path / "my run"
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module.Progress, "add", interrupting)
+    with interrupted_at(("answers", 1)):
         settings = ["--steps", "12", "--seed", "3", "--stitching", "mean", "--device", "cpu"]
         assert main(["train", *settings, "--out", str(folder)]) == 130
     *_, last = capsys.readouterr().out.splitlines()
@@ -233,18 +236,10 @@ def test_a_run_of_another_stitching_mode_is_a_model_of_that_mode(tiny, tmp_path,
 
 
 def test_a_run_with_the_tower_of_another_goes_on_as_that_one_would_have(
-    tiny, finished, tmp_path, monkeypatch, capsys
+    tiny, finished, tmp_path, capsys
 ):
-    add = train_module.Progress.add
-
-    def interrupting(self, step, *rest):
-        add(self, step, *rest)
-        if (self.stage.name, step) == ("answers", 30):
-            signal.raise_signal(signal.SIGINT)
-
     folder = tmp_path / "with a tower"
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module.Progress, "add", interrupting)
+    with interrupted_at(("answers", 30)):
         with pytest.raises(KeyboardInterrupt):
             train(tiny, tmp_path / "other", seed=5, device="cpu")
         with pytest.raises(KeyboardInterrupt):
