@@ -1,7 +1,7 @@
 """The recipe of nano as data: the model's config, its tokenizer and the stages of its training.
 
 The stages are those of the 2B in small: first the tower, then compressor and decoder with the
-tower frozen. Training all together afterwards made it worse; weights/nano/README.md tells more.
+tower frozen. Training all together afterwards gained nothing; weights/nano/README.md tells more.
 """
 
 from __future__ import annotations
