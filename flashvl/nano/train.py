@@ -214,8 +214,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same data (default: 0)")
     modes = CHOICES["stitching"]
     parser.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
-    tower = "folder of a run whose tower is taken; --steps are then those after it"
-    parser.add_argument("--tower", type=Path, metavar="FOLDER", help=tower)
+    parser.add_argument(
+        "--tower",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of a run whose tower is taken; --steps are then those after it",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
