@@ -4,8 +4,23 @@ Letters in shape comments: B batch, S tiles (slices of the picture), N patches o
 T tokens, C channels, D width, H heads, K key/value heads, V vocabulary.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .config import FlashVLConfig
 from .errors import FlashVLError
-from .model import FlashVL
 
-__all__ = ["FlashVL", "FlashVLConfig", "FlashVLError"]
+if TYPE_CHECKING:
+    from .chat import FlashVL
+    from .model.network import FlashVLModel
+
+__all__ = ["FlashVL", "FlashVLConfig", "FlashVLError", "FlashVLModel"]
+
+# Imported when they are asked for, so that the command line's help does not wait for torch.
+_LATER = {"FlashVL": ".chat", "FlashVLModel": ".model.network"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATER[name], __name__), name)

@@ -1,4 +1,8 @@
-"""The command line. `python -m flashvl` is the same as `flashvl`."""
+"""The command line. `python -m flashvl` is the same as `flashvl`.
+
+The parser knows the arguments of every command; the command's own module, and with it torch, is
+imported when it runs.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
-from .conversation import Conversation
-from .device import DTYPES
+from .config import CHOICES, DTYPES, QUANTIZATIONS
 from .errors import FlashVLError
-from .hub import download
-from .model import FlashVL
-from .nano import score, train
-from .quantising import WIDTHS
-from .tools import bench, look, parity, tiles, trace, verify
-
-MODEL_HELP = '"nano" (embedded), a folder, or a repository of the hub'
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream.reconfigure(errors="replace")  # a terminal without Chinese must not end the answer
     options = build_parser().parse_args(arguments)
     try:
-        return options.run(options) or 0
+        return import_module(options.module, __package__).run(options) or 0
     except FlashVLError as error:
         print(f"flashvl: {error}", file=sys.stderr)
         return 2
@@ -47,135 +45,246 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Every command with its arguments; `module` is where its `run(options)` stands."""
     parser = Parser(prog="flashvl", description="Flash-VL 2B: ask a model about a picture.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    chat = _command(
-        commands,
+    def command(name: str, module: str, summary: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example: flashvl {name} {example}",
+        )
+        added.set_defaults(module=module)
+        return added
+
+    chat = command(
         "chat",
+        ".tools.chat",
         "answer a question, or hold a conversation if none is given",
-        'flashvl chat --image photo.jpg "What is in the picture?"',
+        '--image photo.jpg "What is in the picture?"',
     )
     chat.add_argument("question", nargs="?", metavar="QUESTION", help="without it: a conversation")
-    chat.add_argument("--model", default="nano", help=f"{MODEL_HELP} (default: nano)")
-    chat.add_argument("--revision", help="commit, branch or tag of a repository")
     chat.add_argument("--image", metavar="FILE", help="the picture; none: text alone")
-    chat.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    chat.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    chat.add_argument("--quantize", choices=WIDTHS, help="the decoder's weights as int8")
+    _add_model(chat)
+    _add_device(chat)
+    _add_dtype(chat)
+    _add_quantize(chat, "the decoder's weights as int8")
     chat.add_argument("--compile", action="store_true", help="by torch.compile; for CUDA")
-    chat.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    _add_max_new_tokens(chat, 256)
     chat.add_argument("--sample", action="store_true", help="draw tokens instead of the likeliest")
     chat.add_argument("--temperature", type=float, default=1.0, help="for --sample (default: 1)")
     chat.add_argument("--top-p", type=float, default=1.0, help="for --sample (default: 1)")
     chat.add_argument("--top-k", type=int, default=0, help="for --sample (default: 0, all)")
     chat.add_argument("--repetition-penalty", type=float, default=1.0)
     chat.add_argument("--seed", type=int, help="makes --sample repeatable")
-    chat.set_defaults(run=run_chat)
 
-    fetch = _command(
-        commands,
+    download = command(
         "download",
+        ".tools.download",
         "fetch a model into the hub's cache; resumes",
-        "flashvl download FlashVL/FlashVL-2B-Dynamic-ISS",
+        "FlashVL/FlashVL-2B-Dynamic-ISS",
     )
-    fetch.add_argument("repository", metavar="REPOSITORY")
-    fetch.add_argument("--revision", help="default: the pinned one of a published model")
-    fetch.set_defaults(run=run_download)
+    download.add_argument("repository", metavar="REPOSITORY")
+    download.add_argument("--revision", help="default: the pinned one of a published model")
 
-    for module, name, summary, example in (
-        (verify, "verify", "what a checkpoint holds and settles", "flashvl verify nano"),
-        (
-            parity,
-            "parity",
-            "compare with transformers, layer by layer",
-            "flashvl parity --model nano",
-        ),
-        (
-            trace,
+    verify = command(
+        "verify", ".tools.verify", "tell what a checkpoint holds and settles", "nano"
+    )
+    verify.add_argument("model", metavar="FOLDER|REPOSITORY", help="or nano")
+    _add_revision(verify)
+    verify.add_argument(
+        "--values", action="store_true", help="read every weight and name those not finite"
+    )
+
+    parity = command(
+        "parity", ".tools.parity", "compare with transformers, layer by layer", "--model nano"
+    )
+    _add_model(parity)
+    parity.add_argument("--image", metavar="FILE", help="the picture (default: one that is drawn)")
+    parity.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-5,
+        help="largest relative difference that counts as equal (default: %(default)g)",
+    )
+    parity.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    _add_trace(
+        command(
             "trace",
-            "what a run does, stage by stage or layer by layer",
-            "flashvl trace --image photo.jpg --depth 2",
-        ),
-        (
-            tiles,
-            "tiles",
-            "draw how a picture is cut into tiles and stitched",
-            "flashvl tiles --image photo.jpg --out tiles.png",
-        ),
-        (
-            look,
-            "look",
-            "draw where the decoder looks for each token of its answer",
-            'flashvl look --image photo.jpg "What is in the picture?" --out look.png',
-        ),
-        (
-            bench,
+            ".tools.trace.trace",
+            "tell what a run does, stage by stage or layer by layer",
+            "--image photo.jpg --depth 2",
+        )
+    )
+
+    tiles = command(
+        "tiles",
+        ".tools.tiles",
+        "draw how a picture is cut into tiles and stitched",
+        "--image photo.jpg --out tiles.png",
+    )
+    tiles.add_argument("--image", required=True, metavar="FILE")
+    _add_picture_out(tiles)
+    tiles.add_argument(
+        "--model",
+        default="nano",
+        help="nano, a folder or a repository; its weights are not needed (default: nano)",
+    )
+
+    look = command(
+        "look",
+        ".tools.look",
+        "draw where the decoder looks for each token of its answer",
+        '--image photo.jpg "What is in the picture?" --out look.png',
+    )
+    look.add_argument("question", metavar="QUESTION")
+    look.add_argument("--image", required=True, metavar="FILE")
+    _add_picture_out(look)
+    _add_model(look)
+    _add_device(look)
+    _add_dtype(look)
+    _add_max_new_tokens(look, 24)
+    look.add_argument(
+        "--layer", type=int, metavar="N", help="one layer, from 0 (default: the mean of all)"
+    )
+
+    _add_bench(
+        command(
             "bench",
-            "how fast a model runs, beside what the machine can do",
-            "flashvl bench --random 2b --peer transformers",
-        ),
-        (train, "train", "train nano from scratch", "flashvl train --recipe nano --out runs/nano"),
-        (score, "score", "how often a model is right", "flashvl score --model nano --scenes 1000"),
-    ):
-        command = _command(commands, name, summary, example)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+            ".tools.bench.bench",
+            "measure how fast a model runs, beside what the machine can do",
+            "--random 2b --peer transformers",
+        )
+    )
+
+    train = command(
+        "train", ".nano.train", "train nano from scratch", "--recipe nano --out runs/nano"
+    )
+    train.add_argument("--recipe", choices=["nano"], default="nano")
+    train.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/RECIPE")
+    train.add_argument("--steps", type=int, metavar="N", help="all stages together; scales them")
+    _add_device(train)
+    _add_seed(train, "same seed, same data")
+    modes = CHOICES["stitching"]
+    train.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
+    train.add_argument(
+        "--tower",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of a run whose tower is taken; --steps are then those after it",
+    )
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+    score = command(
+        "score", ".nano.score", "count how often a model is right", "--model nano --scenes 1000"
+    )
+    score.add_argument("--model", default="nano", help='"nano" or a folder (default: nano)')
+    score.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
+    _add_seed(score, "of the scenes")
+    _add_device(score)
+    _add_quantize(score, "the decoder's weights as int8")
     return parser
 
 
-def run_chat(options: argparse.Namespace) -> None:
-    model = FlashVL.from_pretrained(
-        options.model,
-        options.device,
-        options.dtype,
-        options.revision,
-        quantize=options.quantize,
+def _add_trace(trace: argparse.ArgumentParser) -> None:
+    from .tools.trace.report import MEANINGS
+
+    trace.description = f"{trace.description} {' '.join(MEANINGS)}"
+    trace.add_argument(
+        "question", nargs="?", metavar="QUESTION", help="default: What is in the picture?"
     )
-    if options.compile:
-        model.compile()
-    conversation = model.start(options.image)
-    if options.question is not None:
-        _answer(conversation, options.question, options)
-        return
-    print("Ask, one line at a time; an empty line or Ctrl-D ends.", file=sys.stderr)
-    while question := _read_line():
-        try:
-            _answer(conversation, question, options)
-        except FlashVLError as error:
-            print(f"flashvl: {error}", file=sys.stderr)
+    _add_model(trace)
+    trace.add_argument("--image", metavar="FILE", help="with --dry it may be left out: one tile")
+    trace.add_argument(
+        "--depth",
+        type=int,
+        default=1,
+        metavar="N",
+        help="1: stages (default); "
+        "2: layers, patch embedding, ...; 3: attention, mlp, ...; and so on",
+    )
+    _add_max_new_tokens(trace, 32)
+    _add_device(trace)
+    _add_dtype(trace)
+    trace.add_argument(
+        "--dry",
+        action="store_true",
+        help="shapes alone: no weights, no tokenizer, no times, no network; in bfloat16 unless "
+        "--dtype says otherwise",
+    )
+    trace.add_argument(
+        "--prompt", type=int, metavar="N", help="with --dry: tokens of text (default: 32)"
+    )
+    trace.add_argument("--json", action="store_true", help="one JSON document, not a table")
+    trace.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
 
 
-def _answer(conversation: Conversation, question: str, options: argparse.Namespace) -> None:
-    """Prints the answer as it comes."""
-    for piece in conversation.stream(
-        question,
-        do_sample=options.sample,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        repetition_penalty=options.repetition_penalty,
-        seed=options.seed,
-    ):
-        print(piece, end="", flush=True)
-    print(flush=True)
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    which = bench.add_mutually_exclusive_group()
+    # A default would hide from argparse that both were given.
+    which.add_argument("--model", help="nano, a folder or a repository (default: nano)")
+    which.add_argument(
+        "--random",
+        choices=["2b", "nano"],
+        help="random weights of these sizes; written once to the user's cache folder",
+    )
+    _add_count(bench, "--tiles", 1, "of the picture")
+    _add_count(bench, "--prompt", 600, "tokens in all, the picture's included")
+    _add_count(bench, "--new", 32, "tokens to decode")
+    _add_count(bench, "--runs", 3, "timed")
+    _add_device(bench)
+    _add_dtype(bench)
+    bench.add_argument("--peer", choices=["transformers"], help="the same weights there as well")
+    _add_quantize(bench, "this against the weights as they are")
+    bench.add_argument(
+        "--compile", action="store_true", help="torch.compile against the model as it is"
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")
 
 
-def _read_line() -> str:
-    """The next question; the sign for it goes to standard error, which answers never use."""
-    print("> ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model", default="nano", help="nano, a folder or a repository of the hub (default: nano)"
+    )
+    _add_revision(command)
 
 
-def run_download(options: argparse.Namespace) -> None:
-    print(download(options.repository, options.revision))
+def _add_revision(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--revision", help="commit, branch or tag of a repository")
 
 
-def _command(commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example: {example}",
+def _add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+
+
+def _add_dtype(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+
+
+def _add_quantize(command: argparse.ArgumentParser, help: str) -> None:
+    command.add_argument("--quantize", choices=QUANTIZATIONS, help=help)
+
+
+def _add_max_new_tokens(command: argparse.ArgumentParser, default: int) -> None:
+    command.add_argument(
+        "--max-new-tokens", type=int, default=default, metavar="N", help=f"default: {default}"
+    )
+
+
+def _add_seed(command: argparse.ArgumentParser, help: str) -> None:
+    command.add_argument("--seed", type=int, default=0, help=f"{help} (default: 0)")
+
+
+def _add_count(command: argparse.ArgumentParser, name: str, default: int, help: str) -> None:
+    command.add_argument(
+        name, type=int, default=default, metavar="N", help=f"{help} (default: {default})"
+    )
+
+
+def _add_picture_out(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", required=True, type=Path, metavar="PICTURE.png", help="a new file"
     )

@@ -1,6 +1,8 @@
-"""The config of a whole model, read from the published config.json and written again.
+"""The config of a model: one dataclass for each part, and the published form of the whole.
 
-A key that a config.json leaves out has the default of the library class that wrote it.
+A number that follows from others is a property. What nobody has published is in `ASSUMPTIONS`: each
+such field can be overridden, in a config.json under the key "assumptions" or in Python. A key that
+a config.json leaves out has the default of the library class that wrote it.
 """
 
 from __future__ import annotations
@@ -12,18 +14,159 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .config_parts import (
-    ASSUMPTIONS,
-    CHOICES,
-    CompressorConfig,
-    DecoderConfig,
-    PromptConfig,
-    TilerConfig,
-    VisionConfig,
-)
 from .errors import ConfigError
-from .json_reader import MOST, Reader, copy_of
-from .kinds import KINDS, Kind
+from .reading import MAX_INTEGER, Reader, copy_of
+
+Grid = tuple[int, int]  # rows, columns of tiles
+
+# In input ids: a tile's first image token, and each of its further ones. Source: published code.
+TILE_START, TILE_NEXT = -200, -201
+
+# Number formats that a model can be loaded in, and that its decoder can be quantized to.
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8",)
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The tower. Sizes in pixels; `feature_layer` -1 is the last layer after the last norm."""
+
+    architecture: str  # a name of `TOWERS` in model/network.py
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    image_size: int
+    patch_size: int
+    eps: float
+    channels: int = 3
+    pooling_head: bool = False
+    feature_layer: int = -1
+    tensor_prefix: str = "vit."  # of its names in the file
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.side**2
+
+
+@dataclass(frozen=True)
+class CompressorConfig:
+    """`shuffle` x `shuffle` neighbouring patches become one token (1: no pixel shuffle)."""
+
+    hidden_width: int
+    shuffle: int
+    token_order: str = "rows"
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Qwen2. `context` is the most tokens that a prompt and its answer may have."""
+
+    vocabulary: int
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    context: int
+    rope_theta: float
+    eps: float
+    tied_head: bool = False
+
+
+@dataclass(frozen=True)
+class TilerConfig:
+    """How a picture is cut. Sizes in pixels; `resample` is Pillow's number of the filter."""
+
+    tile_size: int
+    margin: int
+    max_tiles: int
+    resample: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    stitching: str = "trim"
+    padding: str = "edge"
+    thumbnail: bool = True
+
+    @property
+    def core_size(self) -> int:
+        return self.tile_size - 2 * self.margin
+
+    @property
+    def seen_margin(self) -> int:
+        """The margin that the tower sees: none in the stitching mode `none`."""
+        return 0 if self.stitching == "none" else self.margin
+
+    @property
+    def seen_size(self) -> int:
+        """The side of what the tower sees of a tile."""
+        return self.core_size + 2 * self.seen_margin
+
+    def tiles(self, grid: Grid) -> int:
+        """How many tiles a picture of this grid has, its thumbnail included."""
+        cells = grid[0] * grid[1]
+        return cells + (self.thumbnail and cells > 1)
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """`slice_markers`: two control tokens around each tile's tokens, or None."""
+
+    system: str = "You are a helpful assistant."
+    slice_markers: tuple[str, str] | None = None
+
+
+# Fields that no published file settles, and the part of the config that holds them.
+ASSUMPTIONS = {
+    "max_tiles": "tiler",
+    "stitching": "tiler",
+    "padding": "tiler",
+    "thumbnail": "tiler",
+    "feature_layer": "vision",
+    "tensor_prefix": "vision",
+    "token_order": "compressor",
+    "system": "prompt",
+    "slice_markers": "prompt",
+}
+CHOICES = {
+    "stitching": ("trim", "mean", "none"),
+    "padding": ("edge", "reflect", "symmetric", "constant"),
+    "token_order": ("rows", "columns"),
+}
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What a published model_type says beyond its config.json (reference: the four models)."""
+
+    architecture: str  # of the tower
+    max_tiles: int
+    stitched: bool  # implicit semantic stitching instead of pixel shuffle
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resample: int
+
+
+CLIP: dict[str, Any] = dict(
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    resample=3,  # bicubic
+)
+SIGLIP: dict[str, Any] = dict(
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    resample=2,  # bilinear
+)
+MODEL_KINDS = {
+    "FlashVLDynamicISSConfig": ModelKind("aimv2", max_tiles=6, stitched=True, **CLIP),
+    "FlashVLDynamicConfig": ModelKind("aimv2", max_tiles=12, stitched=False, **CLIP),
+    "FlashVLStaticConfig": ModelKind("siglip", max_tiles=1, stitched=False, **SIGLIP),
+}
 
 
 @dataclass(frozen=True)
@@ -60,8 +203,8 @@ class FlashVLConfig:
         """Reads a published config.json as it is. Raises `ConfigError`."""
         from_file = Reader(published, "config.json")
         source = copy_of(published, "config.json")
-        model_type = from_file.choice("model_type", tuple(KINDS))
-        kind = KINDS[model_type]
+        model_type = from_file.choice("model_type", tuple(MODEL_KINDS))
+        kind = MODEL_KINDS[model_type]
         assumed = from_file.section("assumptions", optional=True)
         assumed.only(ASSUMPTIONS)
         vision = _vision(from_file.section("vision_config"), kind, assumed)
@@ -78,7 +221,7 @@ class FlashVLConfig:
             tiler=TilerConfig(
                 tile_size=vision.image_size,
                 margin=margin * vision.patch_size,
-                max_tiles=assumed.integer("max_tiles", kind.max_tiles, most=1000),
+                max_tiles=assumed.integer("max_tiles", kind.max_tiles, maximum=1000),
                 resample=kind.resample,
                 mean=kind.mean,
                 std=kind.std,
@@ -105,8 +248,10 @@ class FlashVLConfig:
                 name: getattr(getattr(self, part), name) for name, part in ASSUMPTIONS.items()
             },
         }
-        eps_name = "rms_norm_eps" if vision.architecture == "aimv2" else "layer_norm_eps"
+        eps_name = "layer_norm_eps" if vision.architecture == "siglip" else "rms_norm_eps"
         tower = published.setdefault("vision_config", {})
+        if vision.architecture != MODEL_KINDS[self.model_type].architecture:
+            tower["architecture"] = vision.architecture
         if vision.architecture == "siglip":
             tower = tower.get("vision_config", tower)
             tower["vision_use_head"] = vision.pooling_head
@@ -142,32 +287,36 @@ class FlashVLConfig:
         from_file = Reader(preprocessor, "preprocessor_config.json")
         tiler = dataclasses.replace(
             self.tiler,
-            resample=from_file.integer("resample", self.tiler.resample, least=0, most=5),
+            resample=from_file.integer("resample", self.tiler.resample, minimum=0, maximum=5),
             mean=from_file.channels("image_mean", self.tiler.mean),
             std=from_file.channels("image_std", self.tiler.std, positive=True),
         )
         return dataclasses.replace(self, tiler=tiler)
 
 
-def _vision(from_file: Reader, kind: Kind, assumed: Reader) -> VisionConfig:
-    """Defaults are those of the library classes that write these sections."""
-    siglip = kind.architecture == "siglip"
+def _vision(from_file: Reader, kind: ModelKind, assumed: Reader) -> VisionConfig:
+    """Defaults are those of the library classes that write these sections.
+
+    `architecture` is a key of ours, for towers that no published model has.
+    """
+    architecture = from_file.text("architecture", kind.architecture)
+    siglip = architecture == "siglip"
     if siglip and "vision_config" in from_file.values:  # a whole SigLIP config holds the tower's
         from_file = from_file.section("vision_config")
     for key in ("qkv_bias", "use_bias"):
         from_file.must_be(key, siglip or False, "biases are as in the published tower")
     vision = VisionConfig(
-        architecture=kind.architecture,
+        architecture=architecture,
         width=from_file.integer("hidden_size", 768 if siglip else 1024),
         mlp_width=from_file.integer("intermediate_size", 3072 if siglip else 2816),
-        layers=from_file.integer("num_hidden_layers", 12 if siglip else 24, most=1000),
+        layers=from_file.integer("num_hidden_layers", 12 if siglip else 24, maximum=1000),
         heads=from_file.integer("num_attention_heads", 12 if siglip else 8),
-        image_size=from_file.integer("image_size", 224, most=10_000),
-        patch_size=from_file.integer("patch_size", 16 if siglip else 14, most=10_000),
-        eps=from_file.number(*(("layer_norm_eps", 1e-6) if siglip else ("rms_norm_eps", 1e-5))),
-        channels=from_file.integer("num_channels", 3, least=3, most=3),
+        image_size=from_file.integer("image_size", 224, maximum=10_000),
+        patch_size=from_file.integer("patch_size", 16 if siglip else 14, maximum=10_000),
+        eps=from_file.number("layer_norm_eps" if siglip else "rms_norm_eps", 1e-6 if siglip else 1e-5),
+        channels=from_file.integer("num_channels", 3, minimum=3, maximum=3),
         pooling_head=siglip and from_file.boolean("vision_use_head", True),
-        feature_layer=assumed.integer("feature_layer", -1, least=-1, most=1000),
+        feature_layer=assumed.integer("feature_layer", -1, minimum=-1, maximum=1000),
         tensor_prefix=assumed.text("tensor_prefix", VisionConfig.tensor_prefix),
     )
     _divides(from_file, "num_attention_heads", vision.heads, "hidden_size", vision.width)
@@ -180,8 +329,9 @@ def _vision(from_file: Reader, kind: Kind, assumed: Reader) -> VisionConfig:
     return vision
 
 
-def _reduction(from_file: Reader, vision: VisionConfig, kind: Kind) -> tuple[int, int]:
+def _reduction(from_file: Reader, vision: VisionConfig, kind: ModelKind) -> tuple[int, int]:
     """(margin in patches, shuffle factor): what turns the tower's patches into the tokens."""
+    # Tiles overlap by about 12.5 %, and an eighth on each side leaves the reported 576 of 1024.
     default = vision.side - 2 * (vision.side // 8) if kind.stitched else vision.side // 2
     tokens = from_file.integer("image_token_num", default**2 or None)
     side = math.isqrt(tokens)
@@ -189,7 +339,7 @@ def _reduction(from_file: Reader, vision: VisionConfig, kind: Kind) -> tuple[int
         if kind.stitched and (vision.side - side) % 2 == 0:
             return (vision.side - side) // 2, 1
         shuffle, rest = divmod(vision.side, side)
-        if not kind.stitched and rest == 0 and vision.width * shuffle**2 <= MOST:
+        if not kind.stitched and rest == 0 and vision.width * shuffle**2 <= MAX_INTEGER:
             return 0, shuffle
     raise ConfigError(
         f'"image_token_num" of {from_file.name} is {tokens}, which does not come out of '
@@ -213,10 +363,10 @@ def _decoder(from_file: Reader) -> DecoderConfig:
         vocabulary=from_file.integer("vocab_size", 151936),
         width=width,
         mlp_width=from_file.integer("intermediate_size", 22016),
-        layers=from_file.integer("num_hidden_layers", 32, most=1000),
+        layers=from_file.integer("num_hidden_layers", 32, maximum=1000),
         heads=heads,
         key_value_heads=from_file.integer("num_key_value_heads", heads),
-        head_width=from_file.integer("head_dim", max(width // heads, 1), most=10_000),
+        head_width=from_file.integer("head_dim", max(width // heads, 1), maximum=10_000),
         context=from_file.integer("max_position_embeddings", 32768),
         rope_theta=rope.number("rope_theta", from_file.number("rope_theta", 10000.0)),
         eps=from_file.number("rms_norm_eps", 1e-6),

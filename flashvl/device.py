@@ -1,12 +1,14 @@
-"""Which device and which number format a model is loaded to."""
+"""The device that a model runs on, the number format of its weights, and what fails on a device."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from .config import DTYPES
 from .errors import ArgumentError, DeviceError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(name: str | torch.device) -> torch.device:
@@ -22,18 +24,49 @@ def choose_device(name: str | torch.device) -> torch.device:
             + (", cuda" if torch.cuda.is_available() else " (no CUDA device was found)")
         ) from error
     if device.type == "meta":
-        raise DeviceError("the meta device holds no weights; build FlashVL(config) there instead")
+        raise DeviceError(
+            "the meta device holds no weights; build FlashVLModel(config) there instead"
+        )
     return device
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype | None:
-    """ "auto" (as stored, but float32 on the CPU), a name or a torch dtype; None means as stored.
+    """ "auto" (as stored, but float32 on a CPU), a name of `DTYPES` or a dtype; None: as stored.
 
-    Large models on the CPU have a way of their own, `cpu.py`. Raises `ArgumentError`.
+    Large models on a CPU have a way of their own, `fast/cpu.py`. Raises `ArgumentError`.
     """
     if name == "auto":
         return torch.float32 if device.type == "cpu" else None
-    dtype = DTYPES.get(name) if isinstance(name, str) else name
-    if dtype not in DTYPES.values():
+    dtype = getattr(torch, name) if isinstance(name, str) and name in DTYPES else name
+    if not isinstance(dtype, torch.dtype) or str(dtype).removeprefix("torch.") not in DTYPES:
         raise ArgumentError(f"dtype must be auto, {', '.join(DTYPES)}; found {name!r}")
     return dtype
+
+
+@contextmanager
+def device_failure_as_error(what: str) -> Iterator[None]:
+    """Turns memory that runs out while doing `what`, in all its forms, into a `DeviceError`.
+
+    So too what `torch.compile` raises when it cannot compile.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise DeviceError(_no_memory(what)) from error
+    except RuntimeError as error:
+        # The CPU allocator reports exhaustion as a plain RuntimeError.
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise DeviceError(_no_memory(what)) from error
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            reason = " ".join(str(error).split())[:200]
+            raise DeviceError(
+                f"torch.compile failed, use the model without compiling it: {reason}"
+            ) from error
+        raise
+
+
+def _no_memory(what: str) -> str:
+    return (
+        f"memory ran out while {what}; use a smaller picture or prompt, fewer new tokens, "
+        "the dtype bfloat16, or another device"
+    )

@@ -164,7 +164,7 @@ def test_interruption_ends_without_a_traceback(taught, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("flashvl.cli._read_line", interrupted)
+    monkeypatch.setattr("flashvl.tools.chat.read_line", interrupted)
     assert main(["chat", "--model", taught]) == 130
     assert "Traceback" not in capsys.readouterr().err
 

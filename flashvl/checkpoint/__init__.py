@@ -1,0 +1,1 @@
+"""Models as files: found or downloaded, read, checked, loaded, saved."""

@@ -1,0 +1,129 @@
+"""Several rounds about one picture: it is read once, and what was read is not read again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..device import device_failure_as_error
+from ..errors import ArgumentError
+from ..input.image import ImageLike
+from ..input.processor import Processor, Prompt
+from ..input.prompt import Message
+from ..model.network import FlashVLModel, image_places
+from .generate import (
+    BeginDecode,
+    check_length,
+    generate,
+    new_cache,
+    read_prompt,
+    whole_characters,
+)
+from .sampling import Sampling, SamplingOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Conversation:
+    """Rounds of question and answer; `FlashVL.start` begins one.
+
+    `messages` are the rounds so far. Each answer is that of `FlashVL.chat` with this list and
+    the new question, token for token as far as rounding does not tip a balance (in float32 it
+    practically never does). Raises `ImageError`, `MessageError`, `DeviceError`.
+    """
+
+    def __init__(
+        self,
+        model: FlashVLModel,
+        processor: Processor,
+        stop_ids: Collection[int],
+        image: ImageLike | None,
+        system: str | None = None,
+        begin: BeginDecode | None = None,
+    ) -> None:
+        self.messages: list[Message] = []
+        if system is not None:
+            self.messages = [{"role": "system", "content": system}]
+        self._model, self._processor = model, processor
+        self._stop_ids, self._begin = stop_ids, begin
+        # The last prompt and the answer to it; the cache holds the first of them.
+        self._ids: list[int] = []
+        with device_failure_as_error("reading the picture"), torch.inference_mode():
+            prompt = processor(image, [*self.messages, {"role": "user", "content": ""}])
+            self._tiles = 0 if prompt.pixels is None else len(prompt.pixels)
+            self._cache = new_cache(model)
+            if self._tiles:
+                self._read_picture(prompt.to(model.device))
+
+    def _read_picture(self, prompt: Prompt) -> None:
+        """The beginning that all prompts of the conversation share: up to the last image token."""
+        ids, pixels, grids = prompt
+        check_length(ids.shape[1], self._model.config.decoder.context)
+        shared = int(image_places(ids)[0].nonzero()[-1]) + 1
+        self._ids = ids[0, :shared].tolist()
+        self._cache.reserve(shared)
+        self._model(ids[:, :shared], pixels, grids, cache=self._cache, logits_at=slice(0))
+
+    def ask(self, question: str, **options: Unpack[SamplingOptions]) -> str:
+        """The answer to one more question. Options: see `Sampling`.
+
+        Raises `MessageError`, `ArgumentError`, `DeviceError`; the conversation then stays as it
+        was, without this question.
+        """
+        return "".join(self.stream(question, **options))
+
+    def stream(self, question: str, **options: Unpack[SamplingOptions]) -> Iterator[str]:
+        """`ask` in pieces as they come, each of whole characters; joined they are its answer.
+
+        The round joins the conversation once the pieces have come to their end. If they are not
+        asked for to the end, the conversation stays as it was; once another question has been
+        asked, asking for more of them raises `ArgumentError`.
+        """
+        sampling = Sampling(**options)
+        self._encode(self._with(question))  # what is wrong is said now, not at the first piece
+        return self._round(question, sampling)
+
+    def _with(self, question: str) -> list[Message]:
+        return [*self.messages, {"role": "user", "content": question}]
+
+    def _encode(self, messages: Sequence[Message]) -> Tensor:
+        """The ids of the whole prompt (1, T)."""
+        input_ids = self._processor.encode(messages, self._tiles)  # (1, T)
+        check_length(input_ids.shape[1], self._model.config.decoder.context)
+        return input_ids
+
+    def _round(self, question: str, sampling: Sampling) -> Iterator[str]:
+        messages, pieces = self._with(question), []
+        with device_failure_as_error("answering"):
+            answer = self._answer(self._encode(messages), sampling)
+            for piece in whole_characters(answer, self._processor.tokenizer):
+                pieces.append(piece)
+                yield piece
+        self.messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _answer(self, input_ids: Tensor, sampling: Sampling) -> Iterator[int]:
+        """Ids of the answer; reads only those of the prompt's ids that the cache does not hold."""
+        ids: list[int] = input_ids[0].tolist()
+        # An answer's text may be cut into other tokens than those that were given.
+        kept = common_prefix(self._ids[: self._cache.length], ids[:-1])  # the last gives the logits
+        self._cache.roll_back(kept)
+        self._ids = ids
+        prompt = Prompt(input_ids, None, []).to(self._model.device)
+        row = read_prompt(self._model, prompt, sampling, self._cache)
+        for _ in generate(self._model, [row], sampling, self._stop_ids, self._begin):
+            ids.append(row.ids[-1])
+            yield row.ids[-1]
+            if self._ids is not ids:
+                raise ArgumentError(
+                    "another question has been asked since; this answer cannot go on"
+                )
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids at the beginning of both are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))

@@ -1,0 +1,1 @@
+"""From a picture and messages to a prompt: pixels, token ids, grids."""

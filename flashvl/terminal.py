@@ -1,0 +1,33 @@
+"""What commands show on a terminal: tables, and a line of progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+BAR = 20  # letters of a progress bar
+TEXT = 58  # letters beside it
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a table; the first row is the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def show_progress(text: str, done: float) -> None:
+    """A line on standard error with a bar that is full at 1; the next one replaces it.
+
+    Where standard error is no terminal, such as a log file, nothing is shown.
+    """
+    if sys.stderr.isatty():
+        bar = ("#" * round(BAR * min(done, 1.0))).ljust(BAR, ".")
+        print(f"\r[{bar}] {text[:TEXT]:{TEXT}}", end="", file=sys.stderr, flush=True)
+
+
+def end_progress() -> None:
+    """Takes the line away."""
+    if sys.stderr.isatty():
+        print("\r" + " " * (BAR + TEXT + 3) + "\r", end="", file=sys.stderr, flush=True)
