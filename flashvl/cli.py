@@ -7,6 +7,7 @@ imported when it runs.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,9 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command -> its exit code: 0, 1 (a check failed), 2 (bad input), 130 (Ctrl-C)."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal without Chinese must not end the answer
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal without Chinese must not end the answer.
+            stream.reconfigure(errors="replace")
     options = build_parser().parse_args(arguments)
     try:
         return import_module(options.module, __package__).run(options) or 0
@@ -89,9 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     download.add_argument("repository", metavar="REPOSITORY")
     download.add_argument("--revision", help="default: the pinned one of a published model")
 
-    verify = command(
-        "verify", ".tools.verify", "tell what a checkpoint holds and settles", "nano"
-    )
+    verify = command("verify", ".tools.verify", "tell what a checkpoint holds and settles", "nano")
     verify.add_argument("model", metavar="FOLDER|REPOSITORY", help="or nano")
     _add_revision(verify)
     verify.add_argument(

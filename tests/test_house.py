@@ -47,7 +47,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(name: str, file: Path) -> Iterator[str]:
-    """What a module imports of the package, wherever in it: in functions and for types alone too."""
+    """What a module imports of the package: at its top, in functions, and for types alone."""
     parts = name.removesuffix(".__init__").split(".")
     folder = parts if name.endswith("__init__") else parts[:-1]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shlex
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
-from flashvl import FlashVL
+import pytest
+from test_house import ARROWS
+
+from flashvl import FlashVL, FlashVLConfig, FlashVLModel
+from flashvl.checkpoint.hub import published_models
 from flashvl.cli import build_parser, main
-from flashvl.config_parts import ASSUMPTIONS
-from flashvl.hub import published_models
+from flashvl.config import ASSUMPTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.md"), *(ROOT / "weights").rglob("*.md")]
 
 
 def test_the_test_command_is_the_one_that_runs_before_a_change_lands():
-    command = SHELL[1].strip()
-    assert "pytest" in command
+    (command,) = [one.strip() for one in SHELL if "pytest" in one]
     assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def test_the_first_command_answers_rightly_about_its_picture(capsys, monkeypatch):
+def test_the_first_command_prints_what_the_readme_shows(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, *arguments = shlex.split(SHELL[0].split("&&")[-1])
     assert main(arguments) == 0
-    assert capsys.readouterr().out == "a red circle and a blue star\n"
+    assert capsys.readouterr().out == re.search(r"```text\n(.*?)```", README, re.DOTALL).group(1)
 
 
 def test_the_commands_are_understood():
-    lines = [line for line in SHELL[2].splitlines() if line]
+    """All of the list, the one after it, and that every command is in the list."""
+    blocks = [one for one in SHELL if one.startswith("flashvl")]
+    lines = [line for block in blocks for line in block.splitlines()]
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    parser = build_parser()
     for arguments in commands:
-        assert build_parser().parse_args(arguments).run
-    listed = {arguments[0] for arguments in commands}
-    tools = {"verify", "parity", "trace", "tiles", "look", "bench"}
-    assert listed == {"chat", "download", "train", "score"} | tools
+        assert parser.parse_args(arguments).module
+    (known,) = (action.choices for action in parser._actions if action.choices)
+    assert {arguments[0] for arguments in commands} == set(known)
 
 
-def test_the_map_names_every_file():
-    files = {file.name for file in (ROOT / "flashvl").glob("*.py")} - {"__init__.py", "__main__.py"}
-    listed = README[README.index("### The files") : README.index("## The command line")]
-    assert files == set(re.findall(r"(\w+\.py)", listed))
+def test_the_table_of_folders_is_the_house_from_the_bottom_up():
+    section = README[README.index("### The folders") : README.index("## The command line")]
+    cells = " ".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))
+    listed = re.findall(r"`(\w+)(?:\.py|/)`", cells)[1:]
+    assert set(listed) == set(ARROWS)
+    floors = [listed.index(name) for name in ARROWS]
+    for name, floor in zip(ARROWS, floors):
+        assert all(listed.index(below) < floor for below in ARROWS[name]), name
 
 
 def test_every_assumption_is_in_the_table():
-    table = README[README.index("## Assumptions") :]
+    table = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
     for field in ASSUMPTIONS:
         assert f"`{field}`" in table
 
@@ -62,15 +68,15 @@ def test_every_published_model_is_named():
 
 def test_the_python_runs(tmp_path, monkeypatch):
     """The block under "In Python", line by line, with nano in the 2B's place."""
-    model = FlashVL.from_pretrained("nano")
+    flash = FlashVL.from_pretrained("nano")
     monkeypatch.chdir(tmp_path)
     names = {
-        "model": model,
-        "FlashVL": FlashVL,
-        "FlashVLConfig": type(model.config),
+        "flash": flash,
+        "FlashVLModel": FlashVLModel,
+        "FlashVLConfig": FlashVLConfig,
         "image": ROOT / "weights" / "nano" / "pictures" / "purple-triangle.png",
         "messages": [{"role": "user", "content": "What shape is it?"}],
-        "config_json": model.config.to_dict(),
+        "config_json": flash.config.to_dict(),
     }
     section = README[README.index("## In Python") :]
     exec(re.search(r"```python\n(.*?)```", section, re.DOTALL).group(1), names)
@@ -78,13 +84,14 @@ def test_the_python_runs(tmp_path, monkeypatch):
         "user",
         "assistant",
     ] * 2
-    assert names["logits"].shape == (*names["input_ids"].shape, model.config.decoder.vocabulary)
+    wanted = (*names["prompt"].input_ids.shape, flash.config.decoder.vocabulary)
+    assert names["logits"].shape == wanted
     assert (tmp_path / "folder" / "config.json").exists()
 
 
 def test_the_syllabus_is_that_of_the_notebooks():
     """Each notebook in its order, by its title and with the question that it opens with."""
-    section = README[README.index("## The course") : README.index("## Forking")]
+    section = README[README.index("## The course") : README.index("## How right, how fast")]
     listed = re.findall(
         r"^\| \[(.+?)\]\(notebooks/(.+?)\) \| (.+?) \| \d+ \|$", section, re.MULTILINE
     )
@@ -97,36 +104,23 @@ def test_the_syllabus_is_that_of_the_notebooks():
     assert listed == found
 
 
-def test_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert any(link.endswith(".png") for link in links)
-    for link in links:
-        assert link.startswith("#") or (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    anchors = {
+        "#" + re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-")
+        for head in re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    }
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" not in link:
+            assert link in anchors or (page.parent / link).exists(), link
 
 
-def test_arrows_go_one_way():
-    """No circles; boxes know nothing of the model that wires them, it nothing of the rest."""
-    arrows = {}
-    for file in (ROOT / "flashvl").rglob("*.py"):
-        parts = file.relative_to(ROOT).with_suffix("").parts
-        if parts[-1].startswith("__"):
-            continue
-        arrows[".".join(parts)] = set(_imported(file, parts))
-    assert tuple(TopologicalSorter(arrows).static_order())
-    assert "flashvl.vision" in arrows["flashvl.model"]
-    outer = ("flashvl.nano.", "flashvl.tools.", "flashvl.cli")
-    for module, imported in arrows.items():
-        if not module.startswith(outer):
-            assert not [one for one in imported if one.startswith((*outer, "flashvl.model"))], (
-                module
-            )
-
-
-def _imported(file: Path, parts: tuple[str, ...]) -> Iterator[str]:
-    """The modules of the package that a file imports, by full name."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = [*parts[: -node.level], *(node.module or "").split(".")]
-            module = ".".join(part for part in base if part)
-            is_file = (ROOT / Path(*module.split("."))).with_suffix(".py").exists()
-            yield from [module] if is_file else [f"{module}.{one.name}" for one in node.names]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_are_named_exist(page):
+    """By their path in the repository, or in the package."""
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:flashvl|tests|weights|notebooks)/[\w/.-]+)`", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"`([a-z_]+/[\w/]+\.py)`", text):
+        assert (ROOT / name).exists() or (ROOT / "flashvl" / name).exists(), name

@@ -1,4 +1,4 @@
-"""What the drawn tools share: text, layout, colours, and a file that replaces nothing.
+"""What the drawn tools share: text, layout, colors, and a file that replaces nothing.
 
 Drawn with Pillow and its built-in font alone, which has ASCII and nothing more; any other
 character is shown as its escape, such as \\u989c, and never as an empty box.
@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import ArgumentError
 from .new_file import check_new, write_new
 
-# Told apart with every kind of colour vision. Source: Okabe and Ito, Color Universal Design.
-BLACK, GREY, WHITE = (0, 0, 0), (110, 110, 110), (255, 255, 255)
+# Told apart with every kind of color vision. Source: Okabe and Ito, Color Universal Design.
+BLACK, GRAY, WHITE = (0, 0, 0), (110, 110, 110), (255, 255, 255)
 BLUE, ORANGE, SKY, VERMILION = (0, 114, 178), (230, 159, 0), (86, 180, 233), (213, 94, 0)
 
 SMALL, NORMAL, LARGE = 16, 19, 27  # text heights in pixels
@@ -43,7 +43,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def paragraph(
-    text: str, width: int, size: int = SMALL, colour: tuple[int, int, int] = BLACK
+    text: str, width: int, size: int = SMALL, color: tuple[int, int, int] = BLACK
 ) -> Image.Image:
     """Printable text in lines of at most `width` pixels on white, broken at spaces if it can be."""
     letters = font(size)
@@ -63,7 +63,7 @@ def paragraph(
     block = Image.new("RGB", (width, max(1, len(lines)) * step), WHITE)
     draw = ImageDraw.Draw(block)
     for number, line in enumerate(lines):
-        draw.text((0, number * step), line, colour, letters)
+        draw.text((0, number * step), line, color, letters)
     return block
 
 
@@ -96,23 +96,23 @@ def framed(picture: Image.Image, border: int) -> Image.Image:
     return sheet
 
 
-def fitted(width: int, height: int, most_width: int, most_height: int) -> tuple[int, int]:
+def fitted(width: int, height: int, max_width: int, max_height: int) -> tuple[int, int]:
     """The largest (width, height) of the same shape inside a box; at least one pixel each."""
-    scale = min(most_width / width, most_height / height)
+    scale = min(max_width / width, max_height / height)
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def tinted(
-    picture: Image.Image, places: np.ndarray, colour: tuple[int, int, int], strength: float
+    picture: Image.Image, places: np.ndarray, color: tuple[int, int, int], strength: float
 ) -> Image.Image:
-    """A picture with `colour` laid over the true `places` (height, width), 0..1 strong.
+    """A picture with `color` laid over the true `places` (height, width), 0..1 strong.
 
-    There the picture is light grey, so that its own colours are not taken for the mark.
+    There the picture is light gray, so that its own colors are not taken for the mark.
     """
-    grey = picture.convert("L").point(lambda value: 90 + value * 165 // 255).convert("RGB")
-    picture = Image.composite(grey, picture, Image.fromarray(places.astype(np.uint8) * 255))
+    gray = picture.convert("L").point(lambda value: 90 + value * 165 // 255).convert("RGB")
+    picture = Image.composite(gray, picture, Image.fromarray(places.astype(np.uint8) * 255))
     mask = Image.fromarray((places * round(255 * strength)).astype(np.uint8))
-    return Image.composite(Image.new("RGB", picture.size, colour), picture, mask)
+    return Image.composite(Image.new("RGB", picture.size, color), picture, mask)
 
 
 def heated(
@@ -127,21 +127,21 @@ def heated(
     strength = np.asarray(heat)[..., None] * STRONGEST  # (height, width, 1)
     mixed = picture * (1 - strength) + np.array(HEAT) * strength
     shown = Image.fromarray(mixed.round().astype(np.uint8))
-    return ruled(shown, grid, GREY, 1)
+    return ruled(shown, grid, GRAY, 1)
 
 
 def ruled(
-    picture: Image.Image, grid: tuple[int, int], colour: tuple[int, int, int], thick: int
+    picture: Image.Image, grid: tuple[int, int], color: tuple[int, int, int], thick: int
 ) -> Image.Image:
     """A picture with lines around its grid's (rows, columns) of equal cells."""
     shown, (rows, columns) = picture.copy(), grid
     pen = ImageDraw.Draw(shown)
     for row in range(rows + 1):
         at = min(row * shown.height // rows, shown.height - thick)
-        pen.rectangle((0, at, shown.width, at + thick - 1), colour)
+        pen.rectangle((0, at, shown.width, at + thick - 1), color)
     for column in range(columns + 1):
         at = min(column * shown.width // columns, shown.width - thick)
-        pen.rectangle((at, 0, at + thick - 1, shown.height), colour)
+        pen.rectangle((at, 0, at + thick - 1, shown.height), color)
     return shown
 
 
@@ -151,11 +151,11 @@ def bars(rows: Sequence[tuple[str, float, bool]], width: int) -> Image.Image:
     block = Image.new("RGB", (width, len(rows) * height), WHITE)
     pen = ImageDraw.Draw(block)
     for line, (name, share, marked) in enumerate(rows):
-        top, colour = line * height, BLUE if marked else GREY
+        top, color = line * height, BLUE if marked else GRAY
         while letters.getlength(name) > left - 10:
             name = f"{name[:-4]}..."
-        pen.text((0, top), name, colour, letters)
-        pen.rectangle((left, top + 3, left + round(share * width * 0.3), top + 17), colour)
+        pen.text((0, top), name, color, letters)
+        pen.rectangle((left, top + 3, left + round(share * width * 0.3), top + 17), color)
         pen.text((left + width * 0.32, top), f"{share:.1%}", BLACK, letters)
     return block
 
@@ -171,7 +171,7 @@ def outline(
     left: float,
     top: float,
     width: float,
-    colour: tuple[int, int, int],
+    color: tuple[int, int, int],
     thick: int = 2,
     height: float | None = None,
 ) -> None:
@@ -180,7 +180,7 @@ def outline(
     corners = (round(left), round(top), round(right) - 1, round(bottom) - 1)
     if corners[2] > corners[0] and corners[3] > corners[1]:
         pen.rectangle(corners, outline=WHITE, width=thick + 1)  # seen on dark pictures too
-        pen.rectangle(corners, outline=colour, width=thick)
+        pen.rectangle(corners, outline=color, width=thick)
 
 
 def resized(places: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -191,10 +191,10 @@ def resized(places: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(shown).astype(bool)
 
 
-def swatch(colour: tuple[int, int, int]) -> Image.Image:
+def swatch(color: tuple[int, int, int]) -> Image.Image:
     """A small framed square for a legend."""
-    square = Image.new("RGB", (22, 22), colour)
-    outline(ImageDraw.Draw(square), 0, 0, 22, GREY, 1)
+    square = Image.new("RGB", (22, 22), color)
+    outline(ImageDraw.Draw(square), 0, 0, 22, GRAY, 1)
     return square
 
 
@@ -207,8 +207,8 @@ def legend(entries: Sequence[tuple[Image.Image, str]], width: int) -> Image.Imag
 
 
 def note(text: str, width: int) -> Image.Image:
-    """Small and grey, below a drawing."""
-    return paragraph(text, width, SMALL, GREY)
+    """Small and gray, below a drawing."""
+    return paragraph(text, width, SMALL, GRAY)
 
 
 def check_out(file: Path) -> None:

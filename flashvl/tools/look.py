@@ -10,25 +10,28 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..decoder import Decoder, rope_rotation, rotate
-from ..device import DTYPES
-from ..errors import ArgumentError, device_failure_as_error
-from ..generate import check_max_new_tokens, generate
-from ..image import ImageLike, load_image
-from ..model import FlashVL
-from ..prompt import TILE_NEXT, TILE_START
-from ..sampling import Sampling
-from ..tiling import Grid, stitch_tiles
-from ..tokenizer import Tokenizer
+from ..chat import FlashVL
+from ..config import Grid
+from ..device import device_failure_as_error
+from ..errors import ArgumentError
+from ..generation.generate import generate, read_prompt
+from ..generation.sampling import Sampling
+from ..input.image import ImageLike, load_image
+from ..input.processor import Prompt
+from ..input.tiling import choose_grid, stitch_tiles
+from ..input.tokenizer import Tokenizer
+from ..model.decoder import rope_rotation, rotate
+from ..model.network import FlashVLModel, image_places
+from ..model.recording import recorded
+from ..terminal import table
 from .drawing import (
-    GREY,
+    GRAY,
     LARGE,
     NORMAL,
     WHITE,
@@ -45,8 +48,6 @@ from .drawing import (
     save,
     stacked,
 )
-from .parity import recorded
-from .verify import table
 
 CANDIDATES = 5
 PANEL, PICTURE, TALLEST, GAP = 420, 280, 280, 36  # pixels
@@ -54,7 +55,7 @@ PANELS_IN_A_ROW = 3
 
 
 @dataclass(frozen=True)
-class Step:
+class AnswerToken:
     """One token of the answer, and what the decoder read to choose it.
 
     `tiles` (rows * token side, columns * token side) and `thumbnail` (token side, token side) or
@@ -70,97 +71,82 @@ class Step:
     text: float
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("--image", required=True, metavar="FILE")
-    parser.add_argument("--out", required=True, type=Path, metavar="PICTURE.png", help="a new file")
-    parser.add_argument("--model", default="nano", help="nano, a folder, or a repository")
-    parser.add_argument("--revision", help="commit, branch or tag of a repository")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
-    parser.add_argument("--max-new-tokens", type=int, default=24, metavar="N")
-    parser.add_argument(
-        "--layer", type=int, metavar="N", help="one layer, from 0 (default: the mean of all)"
-    )
-
-
 def run(options: argparse.Namespace) -> None:
     """Draws the picture and prints the table. Raises `ImageError`, `ArgumentError`, ..."""
     check_out(options.out)
     image = load_image(options.image)
-    model = FlashVL.from_pretrained(options.model, options.device, options.dtype, options.revision)
-    steps = look(model, image, options.question, options.max_new_tokens, options.layer)
+    flash = FlashVL.from_pretrained(options.model, options.device, options.dtype, options.revision)
+    answer = look(flash, image, options.question, options.max_new_tokens, options.layer)
     layers = "the mean of all layers" if options.layer is None else f"layer {options.layer}"
     words = f"Attention of {options.model}: {layers}, mean of all heads."
-    save(draw(image, model, options.question, steps, words), options.out)
-    print(shares(steps, model.tokenizer))
+    save(draw(image, flash, options.question, answer, words), options.out)
+    print(shares(answer, flash.tokenizer))
 
 
 def look(
-    model: FlashVL, image: ImageLike, question: str, max_new_tokens: int, layer: int | None = None
-) -> list[Step]:
+    flash: FlashVL, image: ImageLike, question: str, max_new_tokens: int, layer: int | None = None
+) -> list[AnswerToken]:
     """The greedy answer to a question, token by token; the stop token that ends it is the last.
 
     Attention is the mean over heads, and over layers unless `layer` names one. Raises
     `ArgumentError`, `ImageError`, `MessageError`.
     """
-    layers = model.config.decoder.layers
+    model, config = flash.model, flash.config
+    layers = config.decoder.layers
     if layer is not None and not 0 <= layer < layers:
         raise ArgumentError(f"the decoder has the layers 0 to {layers - 1}, there is no {layer}")
-    check_max_new_tokens(max_new_tokens)
-    image = load_image(image)
-    grid = model.grid(image)
-    decoder = model.decoder
+    sampling = Sampling(max_new_tokens=max_new_tokens)
     with device_failure_as_error("answering"), torch.inference_mode():
-        input_ids, embeddings = model.embed_prompt(image, [{"role": "user", "content": question}])
-        text_ids = input_ids[input_ids >= 0][None]  # (1, text tokens)
-        answer = generate(decoder, embeddings, text_ids, max_new_tokens, Sampling(), model.stop_ids)
-        ids = list(answer)
+        prompt = flash.prepare(image, [{"role": "user", "content": question}])
+        row = read_prompt(model, prompt, sampling)
+        for _ in generate(model, [row], sampling, flash.stop_ids):
+            pass  # the row holds the answer
         # The whole answer at once gives each of its tokens the same attention as one by one.
-        fed = decoder.embedding(torch.tensor([ids], dtype=torch.long, device=model.device))
-        first = input_ids.shape[1] - 1
-        hidden, attention = attend(decoder, torch.cat((embeddings, fed), dim=1), first, layer)
-        chances = decoder.head(hidden[0, first:]).float().softmax(dim=-1)  # (answer + 1, V)
-    places = ((input_ids == TILE_START) | (input_ids == TILE_NEXT))[0]  # (T)
-    on_tokens = attention[:, : len(places)][:, places]  # (answer + 1, S * N)
-    # What follows the answer is a step of its own if it is the end, and not if N cut it off.
+        answer = torch.tensor([row.ids], dtype=torch.long, device=model.device)
+        input_ids = torch.cat((prompt.input_ids, answer), dim=1)  # (1, T)
+        first = prompt.input_ids.shape[1] - 1
+        logits, attention = read_and_watch(
+            model, prompt._replace(input_ids=input_ids), first, layer
+        )
+        chances = logits[0].float().softmax(dim=-1)  # (answer + 1, V)
+    on_tokens = attention[:, image_places(input_ids)[0]]  # (answer + 1, S * tokens)
+    # What follows the answer is a token of its own if it is the end, and not if N cut it off.
     ended = int(chances[-1].argmax())
-    chosen = [*ids, ended] if ended in model.stop_ids and len(ids) < max_new_tokens else ids
-    steps = []
+    stops = ended in flash.stop_ids and len(row.ids) < max_new_tokens
+    chosen = [*row.ids, ended] if stops else row.ids
+    tokens = []
     for token_id, chance, seen in zip(chosen, chances.cpu(), on_tokens.cpu()):
-        values = seen.unflatten(0, (-1, model.config.tokens_per_tile)).numpy()  # (S, tokens)
-        tiles, thumbnail = lay_on_picture(values, grid, model.config.compressor.token_order)
+        values = seen.unflatten(0, (-1, config.tokens_per_tile)).numpy()  # (S, tokens)
+        tiles, thumbnail = lay_on_picture(values, prompt.grids[0], config.compressor.token_order)
         best = chance.topk(min(CANDIDATES, len(chance)))
         candidates = list(zip(best.indices.tolist(), best.values.tolist()))
         text = 1 - seen.sum().item()
-        steps.append(Step(token_id, chance[token_id].item(), candidates, tiles, thumbnail, text))
-    return steps
+        tokens.append(
+            AnswerToken(token_id, chance[token_id].item(), candidates, tiles, thumbnail, text)
+        )
+    return tokens
 
 
-def attend(
-    decoder: Decoder, embeddings: Tensor, first: int, layer: int | None = None
+def read_and_watch(
+    model: FlashVLModel, prompt: Prompt, first: int, layer: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Runs the decoder and watches -> hidden states (1, T, D), attention (T - first, T).
+    """One pass over T tokens -> logits (1, T - first, V), attention (T - first, T).
 
-    The attention of the tokens from `first` on, float32: the mean over the heads of one layer,
-    or of all.
+    Both are those of the tokens from `first` on. The attention, float32, is the mean over the
+    heads of one layer, or of all.
     """
-    watched = range(decoder.config.layers) if layer is None else [layer]
-    names = [f"layers.{n}.attention.{part}" for n in watched for part in ("query", "key")]
-    with recorded(decoder, names) as outputs:
-        hidden = decoder(embeddings)  # (1, T, D)
-    positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]  # (1, T)
-    rotation = rope_rotation(decoder.config, positions, embeddings.dtype)
-    total = sum(
-        attention_weights(
-            outputs[f"layers.{n}.attention.query"],
-            outputs[f"layers.{n}.attention.key"],
-            rotation,
-            first,
-        ).mean(dim=(0, 1))  # (T - first, T)
-        for n in watched
-    )
-    return hidden, total / len(watched)
+    watched = range(model.config.decoder.layers) if layer is None else [layer]
+    names = [f"decoder.layers.{n}.attention" for n in watched]
+    with recorded(model, [f"{name}.{part}" for name in names for part in ("query", "key")]) as seen:
+        logits = model(*prompt, logits_at=slice(first, None))  # (1, T - first, V)
+    tokens = prompt.input_ids.shape[1]
+    positions = torch.arange(tokens, device=model.device)[None]  # (1, T)
+    rotation = rope_rotation(model.config.decoder, positions, model.activation_dtype)
+    total = torch.zeros(tokens - first, tokens, device=model.device)
+    for name in names:
+        query, key = seen[f"{name}.query"], seen[f"{name}.key"]
+        total += attention_weights(query, key, rotation, first).mean(dim=(0, 1))  # (T - first, T)
+    return logits, total / len(names)
 
 
 def attention_weights(
@@ -208,24 +194,25 @@ def spelled(token_id: int, tokenizer: Tokenizer) -> str:
     return f'"{printable(text)}"'
 
 
-def shares(steps: list[Step], tokenizer: Tokenizer) -> str:
+def shares(answer: list[AnswerToken], tokenizer: Tokenizer) -> str:
     """A table: each token, its probability, and the shares of its attention."""
     rows = [("token", "probability", "tiles", "thumbnail", "text")]
-    for step in steps:
-        thumbnail = "" if step.thumbnail is None else f"{step.thumbnail.sum():.1%}"
-        where = (f"{step.tiles.sum():.1%}", thumbnail, f"{step.text:.1%}")
-        rows.append((spelled(step.token_id, tokenizer), f"{step.probability:.1%}", *where))
+    for token in answer:
+        thumbnail = "" if token.thumbnail is None else f"{token.thumbnail.sum():.1%}"
+        where = (f"{token.tiles.sum():.1%}", thumbnail, f"{token.text:.1%}")
+        rows.append((spelled(token.token_id, tokenizer), f"{token.probability:.1%}", *where))
     return table(rows)
 
 
 def draw(
-    image: Image.Image, model: FlashVL, question: str, steps: list[Step], words: str
+    image: Image.Image, flash: FlashVL, question: str, answer: list[AnswerToken], words: str
 ) -> Image.Image:
     """The whole sheet: the question, the legend, and a panel for each token of the answer."""
-    tokenizer, stops = model.tokenizer, model.stop_ids
-    answer = tokenizer.decode([step.token_id for step in steps if step.token_id not in stops])
-    cut = "" if steps[-1].token_id in stops else f" (cut off after {len(steps)} tokens)"
-    grid, width = model.grid(image), (PANELS_IN_A_ROW - 1) * (PANEL + GAP) - GAP
+    tokenizer, stops, tiler = flash.tokenizer, flash.stop_ids, flash.config.tiler
+    text = tokenizer.decode([token.token_id for token in answer if token.token_id not in stops])
+    cut = "" if answer[-1].token_id in stops else f" (cut off after {len(answer)} tokens)"
+    grid = choose_grid(image.height, image.width, tiler.core_size, tiler.max_tiles)
+    width = (PANELS_IN_A_ROW - 1) * (PANEL + GAP) - GAP
     how = (
         "Each panel shows what the decoder read to choose the token named above it. One square is "
         "one token of the picture. Within a panel all squares share one scale, those of the "
@@ -233,16 +220,16 @@ def draw(
     )
     head = [
         paragraph(f"Question: {question}", width, LARGE),
-        paragraph(f"Answer{cut}: {answer}", width, LARGE),
+        paragraph(f"Answer{cut}: {text}", width, LARGE),
         paragraph(words, width, NORMAL),
         paragraph(how, width),
         scale(),
     ]
     size = fitted(*image.size, PICTURE, TALLEST)
     plain = image.resize(size, Image.Resampling.BOX)
-    plain = ruled(plain, (1, 1), GREY, 1)
+    plain = ruled(plain, (1, 1), GRAY, 1)
     panels = [
-        draw_panel(image, grid, step, number, tokenizer) for number, step in enumerate(steps, 1)
+        draw_panel(image, grid, token, number, tokenizer) for number, token in enumerate(answer, 1)
     ]
     rows = [
         beside(panels[start : start + PANELS_IN_A_ROW], GAP)
@@ -253,33 +240,34 @@ def draw(
 
 
 def draw_panel(
-    image: Image.Image, grid: Grid, step: Step, number: int, tokenizer: Tokenizer
+    image: Image.Image, grid: Grid, token: AnswerToken, number: int, tokenizer: Tokenizer
 ) -> Image.Image:
     """One token: its name, the heat over the picture and the thumbnail, and the candidates."""
-    thumbnail = step.thumbnail
-    most = max(part.max() for part in (step.tiles, thumbnail) if part is not None) or 1.0
-    drawn = [heated(image, step.tiles / most, fitted(*image.size, PICTURE, TALLEST), grid)]
-    read = f"Read: tiles {step.tiles.sum():.0%}, "
+    thumbnail = token.thumbnail
+    brightest = max(part.max() for part in (token.tiles, thumbnail) if part is not None) or 1.0
+    size = fitted(*image.size, PICTURE, TALLEST)
+    drawn = [heated(image, token.tiles / brightest, size, grid)]
+    read = f"Read: tiles {token.tiles.sum():.0%}, "
     if thumbnail is not None:
         room = PANEL - PICTURE - 12
-        small = heated(image, thumbnail / most, fitted(*image.size, room, TALLEST))
+        small = heated(image, thumbnail / brightest, fitted(*image.size, room, TALLEST))
         drawn.append(stacked([small, note("thumbnail", room)], 2))
         read += f"thumbnail {thumbnail.sum():.0%}, "
     candidates = [
-        (spelled(token_id, tokenizer), chance, token_id == step.token_id)
-        for token_id, chance in step.candidates
+        (spelled(token_id, tokenizer), chance, token_id == token.token_id)
+        for token_id, chance in token.candidates
     ]
     parts = [
-        paragraph(f"{number}  {spelled(step.token_id, tokenizer)}", PANEL, LARGE),
+        paragraph(f"{number}  {spelled(token.token_id, tokenizer)}", PANEL, LARGE),
         beside(drawn, 12),
-        note(f"{read}text {step.text:.0%}", PANEL),
-        note(f"The brightest square: {most:.1%}", PANEL),
+        note(f"{read}text {token.text:.0%}", PANEL),
+        note(f"The brightest square: {brightest:.1%}", PANEL),
         bars(candidates, PANEL),
     ]
     return stacked(parts, 6)
 
 
 def scale() -> Image.Image:
-    """The legend: from none to most, on white."""
+    """The legend: from no attention to the maximum, on white."""
     bar = heated(Image.new("RGB", (1, 1), WHITE), np.linspace(0, 1, 240)[None], (240, 22))
     return beside([paragraph("no attention", 100), bar, paragraph("the most in the panel", 260)], 8)

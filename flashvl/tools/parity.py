@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..chat import FlashVL
+from ..checkpoint.hub import find_model
 from ..config import DecoderConfig, VisionConfig
-from ..errors import ArgumentError, device_failure_as_error
-from ..hub import find_model
-from ..image import load_image
-from ..model import FlashVL
-from ..tiling import Grid
+from ..device import device_failure_as_error
+from ..errors import ArgumentError
+from ..generation.generate import LAST
+from ..input.image import load_image
+from ..model.recording import INPUT, recorded
+from ..terminal import table
 from .transformers_modules import (
     Published,
     build_compressor,
@@ -33,14 +34,13 @@ from .transformers_modules import (
     build_tower,
     import_transformers,
 )
-from .verify import table
 
-TOLERANCE = 1e-5
 QUESTION = "What is in this picture?"
-INPUT = " input"  # after a layer's name: what goes into it, not what comes out
 
-Layers = dict[str, str]  # a layer of ours -> the same layer in transformers' module
-Outputs = dict[str, Tensor]
+# A layer of ours, by its name in `FlashVLModel` -> the same layer in transformers' module. `INPUT`
+# after both names: what goes into it.
+Layers = dict[str, str]
+Outputs = Mapping[str, Tensor]  # by a layer's name, as `recorded` gives them
 
 
 @dataclass(frozen=True)
@@ -73,44 +73,9 @@ def first_beyond(differences: list[Difference], tolerance: float) -> Difference 
     return next((one for one in differences if not one.relative <= tolerance), None)
 
 
-@torch.inference_mode()
-def compare_layers(
-    layers: Layers,
-    ours: nn.Module,
-    reference: nn.Module,
-    run_ours: Callable[[], Any],
-    run_reference: Callable[[], Any],
-) -> tuple[list[Difference], Tensor, Tensor]:
-    """Runs both sides once -> every layer's difference, and both sides' last output."""
-    with recorded(ours, layers.keys()) as our_outputs:
-        run_ours()
-    with recorded(reference, layers.values()) as outputs:
-        run_reference()
-    pairs = {name: (our_outputs[name], outputs[theirs]) for name, theirs in layers.items()}
-    differences = [difference(name, *pair) for name, pair in pairs.items()]
-    return differences, *list(pairs.values())[-1]
-
-
-@contextmanager
-def recorded(module: nn.Module, names: Iterable[str]) -> Iterator[Outputs]:
-    """The outputs (or inputs, see `INPUT`) of the named submodules while the context lasts."""
-    outputs: Outputs = {}
-
-    def keep(name: str, value: Any) -> None:
-        outputs[name] = value[0] if isinstance(value, tuple) else value
-
-    def watch(name: str) -> Any:
-        layer = module.get_submodule(name.removesuffix(INPUT))
-        if name.endswith(INPUT):
-            return layer.register_forward_pre_hook(lambda _, inputs: keep(name, inputs))
-        return layer.register_forward_hook(lambda _, inputs, output: keep(name, output))
-
-    handles = [watch(name) for name in names]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+def compare_layers(layers: Layers, ours: Outputs, reference: Outputs) -> list[Difference]:
+    """Every layer's difference, in their order. Raises `ArgumentError` if shapes differ."""
+    return [difference(name, ours[name], reference[other]) for name, other in layers.items()]
 
 
 def tower_layers(vision: VisionConfig) -> Layers:
@@ -139,88 +104,52 @@ def decoder_layers(decoder: DecoderConfig) -> Layers:
     return layers | {"decoder.norm": "model.norm", "decoder.head": "lm_head"}
 
 
-def compare(model: FlashVL, folder: Path, image: Image.Image) -> list[Difference]:
+@torch.inference_mode()
+def compare(flash: FlashVL, folder: Path, image: Image.Image) -> list[Difference]:
     """Every layer of a float32 model beside transformers' modules with the weights of `folder`.
 
-    One part after the other; a tower is freed before the decoder is built, so `model` cannot
-    be used afterwards.
+    Ours runs first and as a whole. Then its tower and decoder are freed, for both sides at once
+    would need twice the memory; `flash` cannot be used afterwards.
     """
-    published = Published(folder)
-    input_ids, pixels = model.prepare(image, [{"role": "user", "content": QUESTION}])
-    grid = model.grid(image)
-    in_tower, *features = compare_towers(model, published, pixels)
-    del model.vision
-    in_compressor, *tokens = compare_compressors(model, published, features, grid)
-    return in_tower + in_compressor + compare_decoders(model, published, input_ids, tokens)
+    model, published = flash.model, Published(folder)
+    in_tower = tower_layers(flash.config.vision)
+    in_decoder = decoder_layers(flash.config.decoder)
+    prompt = flash.prepare(image, [{"role": "user", "content": QUESTION}])
+    input_ids, pixels, grids = prompt
+    assert pixels is not None  # there is a picture
+    with recorded(model, [*in_tower, *COMPRESSOR_LAYERS, *in_decoder]) as ours:
+        model(*prompt, logits_at=LAST)
+    del model.vision, model.decoder
 
+    tower = build_tower(published, flash.config.vision, pixels.shape[-1])
+    with recorded(tower, in_tower.values()) as reference:
+        tower(pixels)
+    differences = compare_layers(in_tower, ours, reference)
+    features = reference[list(in_tower.values())[-1]]  # (S, N, vision width)
+    del tower
 
-def compare_towers(
-    model: FlashVL, published: Published, pixels: Tensor
-) -> tuple[list[Difference], Tensor, Tensor]:
-    """pixels (S, C, height, width) -> differences, both sides' features (S, N, vision width)."""
-    vision = model.config.vision
-    tower = build_tower(published, vision, pixels.shape[-1])
-    return compare_layers(
-        tower_layers(vision), model, tower, lambda: model.vision(pixels), lambda: tower(pixels)
-    )
-
-
-def compare_compressors(
-    model: FlashVL, published: Published, features: list[Tensor], grid: Grid
-) -> tuple[list[Difference], Tensor, Tensor]:
-    """Both sides' features -> differences, both sides' image tokens (S, T, decoder width)."""
-    ours, theirs = features
     compressor = build_compressor(published)
-    return compare_layers(
-        COMPRESSOR_LAYERS,
-        model,
-        compressor,
-        lambda: model.compressor(ours, grid),
-        lambda: compressor(model.compressor.reduce(theirs, grid)),
-    )
+    with recorded(compressor, COMPRESSOR_LAYERS.values()) as reference:
+        tokens = compressor(model.compressor.reduce(features, grids))  # (S, tokens, D)
+    differences += compare_layers(COMPRESSOR_LAYERS, ours, reference)
 
-
-def compare_decoders(
-    model: FlashVL, published: Published, input_ids: Tensor, tokens: list[Tensor]
-) -> list[Difference]:
-    """Prompt ids (1, T) and both sides' image tokens -> differences up to the last logits."""
-    decoder = build_decoder(published)
-    places = input_ids < 0  # (1, T)
-    with torch.inference_mode():
-        ours = model.embed(input_ids, tokens[0])  # (1, T, D)
-        theirs = decoder.get_input_embeddings()(input_ids.masked_fill(places, 0))  # (1, T, D)
-        theirs[places] = tokens[1].flatten(0, 1)
-    differences, *_ = compare_layers(
-        decoder_layers(model.config.decoder),
-        model,
-        decoder,
-        lambda: model.decoder.head(model.decoder(ours)[:, -1:]),
-        lambda: decoder(inputs_embeds=theirs, use_cache=False, logits_to_keep=1),
-    )
-    return differences
+    decoder, places = build_decoder(published), input_ids < 0
+    embed = decoder.get_submodule("model.embed_tokens")
+    embeddings = embed(input_ids.masked_fill(places, 0))  # (1, T, D)
+    embeddings[places] = tokens.flatten(0, 1)
+    with recorded(decoder, in_decoder.values()) as reference:
+        decoder(inputs_embeds=embeddings, use_cache=False, logits_to_keep=1)
+    return differences + compare_layers(in_decoder, ours, reference)
 
 
 def default_picture() -> Image.Image:
     """Two shapes on a gradient, twice as wide as high, so that a tiling model cuts two tiles."""
-    grey = Image.linear_gradient("L").resize((896, 448))
-    picture = Image.merge("RGB", (grey, grey.rotate(180), Image.new("L", grey.size, 160)))
+    gray = Image.linear_gradient("L").resize((896, 448))
+    picture = Image.merge("RGB", (gray, gray.rotate(180), Image.new("L", gray.size, 160)))
     draw = ImageDraw.Draw(picture)
     draw.ellipse((320, 100, 570, 350), fill="red")
     draw.rectangle((60, 60, 220, 220), fill="blue")
     return picture
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="nano", help="nano, a folder or a repository")
-    parser.add_argument("--revision", help="commit, branch or tag of a repository")
-    parser.add_argument("--image", metavar="FILE", help="the picture (default: one that is drawn)")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        help=f"largest relative difference that counts as equal (default: {TOLERANCE:g})",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -229,8 +158,8 @@ def run(options: argparse.Namespace) -> int:
     image = load_image(options.image) if options.image else default_picture()
     folder = find_model(options.model, options.revision)
     with device_failure_as_error("comparing"):
-        model = FlashVL.from_pretrained(folder, device="cpu", dtype="float32")
-        differences = compare(model, folder, image)
+        flash = FlashVL.from_pretrained(folder, device="cpu", dtype="float32")
+        differences = compare(flash, folder, image)
     first = first_beyond(differences, options.tolerance)
     if options.json:
         layers = [asdict(one) for one in differences]

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..checkpoint import read_config, read_headers
-from ..config import FlashVLConfig
-from ..config_parts import CHOICES
-from ..hub import fetch_headers, find_model, is_repository, published_models
-from ..image import load_image
-from ..tiling import Grid, canvas_of, choose_grid, cut_tiles, tile_image
+from ..checkpoint.files import read_headers
+from ..checkpoint.hub import fetch_headers, find_model, is_repository, published_models
+from ..checkpoint.published import read_config
+from ..config import CHOICES, FlashVLConfig, Grid
+from ..input.image import load_image
+from ..input.tiling import canvas_of, choose_grid, cut_tiles, tile_image
+from ..terminal import table
 from .drawing import (
     BLACK,
     BLUE,
@@ -40,7 +41,6 @@ from .drawing import (
     swatch,
     tinted,
 )
-from .verify import table
 
 # Pixels: a mode's column, between two, a drawing's and a tile's largest sides, between two tiles.
 COLUMN, GAP, TALLEST, TILE, TILE_GAP = 420, 28, 380, 240, 10
@@ -54,16 +54,6 @@ WHAT_THEY_DO = {
     "none": "The tower sees the core alone. No tile knows what its neighbour shows.",
 }
 NO_MARGIN = "This model's tiles have no margin, so that there is nothing to stitch."
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--image", required=True, metavar="FILE")
-    parser.add_argument("--out", required=True, type=Path, metavar="PICTURE.png", help="a new file")
-    parser.add_argument(
-        "--model",
-        default="nano",
-        help="nano, a folder, or a repository; its weights are not needed (default: nano)",
-    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -119,7 +109,9 @@ def tokens_averaged(grid: Grid, config: FlashVLConfig) -> np.ndarray:
 
 def counts(image: Image.Image, config: FlashVLConfig) -> str:
     """A table of tiles, patches and tokens in each stitching mode."""
-    rows = [("stitching", "grid", "tiles", "tile px", "patches seen", "tokens")]
+    rows: list[tuple[str, ...]] = [
+        ("stitching", "grid", "tiles", "tile px", "patches seen", "tokens")
+    ]
     for one in modes(config):
         tiles, (down, across) = tile_image(image, one.tiler)  # (S, side, side, C)
         side = tiles.shape[1]
@@ -158,9 +150,9 @@ def draw(image: Image.Image, config: FlashVLConfig, title: str) -> Image.Image:
         ]
         rows = [beside(heads, GAP)]
         for heading, drawing in steps:
+            title_of_row = paragraph(heading, 2 * COLUMN, NORMAL, BLUE)
             cells = [drawing(image, grid, one) for one in columns]
-            heading = paragraph(heading, 2 * COLUMN, NORMAL, BLUE)
-            rows.append(stacked([heading, beside(cells, GAP)], 10))
+            rows.append(stacked([title_of_row, beside(cells, GAP)], 10))
     else:
         cells = [
             stacked([paragraph(heading, COLUMN, NORMAL, BLUE), drawing(image, grid, config)], 10)
@@ -173,7 +165,7 @@ def draw(image: Image.Image, config: FlashVLConfig, title: str) -> Image.Image:
 
 
 def meanings(grid: Grid, config: FlashVLConfig) -> Image.Image:
-    """The legend: what each colour stands for, in words."""
+    """The legend: what each color stands for, in words."""
     core = swatch(WHITE)
     outline(ImageDraw.Draw(core), 0, 0, 22, BLUE, 3)
     entries = [(core, "core: the part of a tile that belongs to it alone and becomes tokens")]
@@ -186,11 +178,11 @@ def meanings(grid: Grid, config: FlashVLConfig) -> Image.Image:
         entries.append((stripes, filled))
         for tiles in sorted(set(seen_by(grid, config.tiler.core_size, margin).flat) - {1}):
             words = f"a token that is the mean of what {tiles} tiles saw there"
-            entries.append((swatch(token_colour(tiles)), words))
+            entries.append((swatch(token_color(tiles)), words))
     return legend(entries, 2 * COLUMN)
 
 
-def token_colour(tiles: int) -> tuple[int, int, int]:
+def token_color(tiles: int) -> tuple[int, int, int]:
     """Of a token by the number of tiles behind it, from 2: 2 at a seam, 4 where corners meet."""
     return SKY if tiles == 2 else BLUE
 
@@ -267,7 +259,7 @@ def draw_tile(tile: np.ndarray, picture: np.ndarray, core: np.ndarray, drawn: in
 
 
 def draw_tokens(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.Image:
-    """A square for each token, coloured by how many tiles it comes from; and the count."""
+    """A square for each token, colored by how many tiles it comes from; and the count."""
     cells, shuffle = grid[0] * grid[1], config.compressor.shuffle
     averaged = tokens_averaged(grid, config)  # (rows * token side, columns * token side)
     width, height = fitted(grid[1], grid[0], COLUMN, TALLEST)
@@ -287,9 +279,9 @@ def draw_tokens(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.
 def draw_squares(
     image: Image.Image, averaged: np.ndarray, grid: Grid, width: int, height: int
 ) -> Image.Image:
-    """The picture under the lines between tokens (grey) and between tiles (blue)."""
+    """The picture under the lines between tokens (gray) and between tiles (blue)."""
     shown = image.resize((width, height), Image.Resampling.BOX)
     for tiles in set(averaged.flat) - {1}:
         places = resized(averaged == tiles, width, height)
-        shown = tinted(shown, places, token_colour(tiles), 0.7)
+        shown = tinted(shown, places, token_color(tiles), 0.7)
     return ruled(ruled(shown, averaged.shape, TOKEN_LINE, 1), grid, BLUE, 2)

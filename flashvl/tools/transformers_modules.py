@@ -1,8 +1,8 @@
 """The independent reference: transformers' own modules with a checkpoint's weights.
 
-Published names are turned into transformers' here, apart from `names.py`, so that a mistake in
-either table shows as a difference. transformers is imported when a function is called, never
-before, because flashvl itself does without it.
+Published names are turned into transformers' here, apart from `checkpoint/tensor_names.py`, so
+that a mistake in either table shows as a difference. transformers is imported when a function is
+called, never before, because flashvl itself does without it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import open_safetensors, read_headers, read_json
+from ..checkpoint.files import open_safetensors, read_headers
 from ..config import VisionConfig
 from ..errors import CheckpointError, FlashVLError
+from ..reading import read_json
 
 # Keys of a published tower's config that transformers' classes know.
 TOWER_KEYS = (

@@ -8,30 +8,16 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import (
-    Headers,
-    check_tensors,
-    open_safetensors,
-    read_config,
-    read_headers,
-    read_stop_ids,
-)
+from ..checkpoint.files import STORED_DTYPES, Headers, open_safetensors, read_headers
+from ..checkpoint.hub import fetch_headers, find_model, is_repository, published_models
+from ..checkpoint.load import check_tensors
+from ..checkpoint.published import read_config, read_stop_ids
+from ..checkpoint.tensor_names import our_name
 from ..config import FlashVLConfig
 from ..errors import CheckpointError
-from ..hub import fetch_headers, find_model, is_repository, published_models
-from ..model import FlashVL
-from ..names import our_name
-from ..tokenizer import Tokenizer
-
-BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="FOLDER|REPOSITORY", help="or nano")
-    parser.add_argument("--revision", help="commit, branch or tag of a repository")
-    parser.add_argument(
-        "--values", action="store_true", help="read every weight and name those not finite"
-    )
+from ..input.tokenizer import Tokenizer
+from ..model.network import FlashVLModel
+from ..terminal import table
 
 
 def run(options: argparse.Namespace) -> None:
@@ -44,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         headers = read_headers(folder)
     config = read_config(folder, headers)
     with torch.device("meta"):
-        check_tensors(FlashVL(config), config, headers)
+        check_tensors(FlashVLModel(config), headers)
     print(component_table(config, headers))
     print(f"\n{kind_of(config, headers)}\n")
     print(assumption_table(folder, config, headers))
@@ -55,15 +41,17 @@ def run(options: argparse.Namespace) -> None:
 
 def component_table(config: FlashVLConfig, headers: Headers) -> str:
     """Tensors, parameters and bytes of tower, compressor, decoder and all."""
-    tensors, parameters, size = Counter(), Counter(), Counter()
+    tensors: Counter[str] = Counter()
+    parameters: Counter[str] = Counter()
+    size: Counter[str] = Counter()
     for name, header in headers.items():
         ours = our_name(name, config.vision.architecture, config.vision.tensor_prefix)
         for component in (ours.partition(".")[0], "all"):
             count = torch.Size(header.shape).numel()
             tensors[component] += 1
             parameters[component] += count
-            size[component] += count * BYTES[header.dtype]
-    rows = [("component", "tensors", "parameters", "bytes")]
+            size[component] += count * STORED_DTYPES[header.dtype]
+    rows: list[tuple[str, ...]] = [("component", "tensors", "parameters", "bytes")]
     for component in ("vision", "compressor", "decoder", "all"):
         counts = (tensors[component], parameters[component], size[component])
         rows.append((component, *(f"{count:,}" for count in counts)))
@@ -83,7 +71,7 @@ def kind_of(config: FlashVLConfig, headers: Headers) -> str:
 
 
 def assumption_table(folder: Path, config: FlashVLConfig, headers: Headers) -> str:
-    """The rows of the README's table of assumptions, with what this checkpoint says of each."""
+    """What is in use of the facts that weights/ASSUMPTIONS.md lists, and what settles each."""
     vision, tiler = config.vision, config.tiler
     tokenizer = Tokenizer.from_folder(folder)
     markers = [f"[PLACEHOLDER_{number}]" for number in (0, 1)]
@@ -117,7 +105,7 @@ def assumption_table(folder: Path, config: FlashVLConfig, headers: Headers) -> s
         (
             "margin of a tile",
             f"{tiler.margin // vision.patch_size} patches, {tiler.margin} px",
-            "in part: patches less tokens leave it, where it lies is assumed"
+            "in part: its width, by patches and tokens; that it lies on all sides is assumed"
             if tiler.margin
             else "yes, every patch becomes a token",
         ),
@@ -156,20 +144,14 @@ def check_values(headers: Headers) -> None:
     broken = []
     for name, header in headers.items():
         if not header.file.exists():
-            raise CheckpointError("--values reads weights; run `flashvl download` first")
+            raise CheckpointError(
+                f"the weights of {name} are not on this machine; run `flashvl download` first"
+            )
         with open_safetensors(header.file) as tensors:
             if not tensors.get_tensor(name).isfinite().all():
                 broken.append(name)
     if broken:
         raise CheckpointError("NaN or infinite weights in " + ", ".join(broken))
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text as a table; the first row is the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _layer(feature_layer: int) -> str:

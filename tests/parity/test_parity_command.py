@@ -53,8 +53,8 @@ def test_the_first_layer_that_differs(kind, tensor, tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     tensors[tensor] = tensors[tensor] * 1.1
     save_file(tensors, tmp_path / "broken" / "model.safetensors")
-    model = FlashVL.from_pretrained(tmp_path / "broken", device="cpu", dtype="float32")
-    first = first_beyond(compare(model, tmp_path, default_picture()), 1e-5)
+    flash = FlashVL.from_pretrained(tmp_path / "broken", device="cpu", dtype="float32")
+    first = first_beyond(compare(flash, tmp_path, default_picture()), 1e-5)
     assert first.layer == BROKEN[kind, tensor]
 
 
@@ -64,9 +64,9 @@ def test_the_command_fails_where_a_layer_differs(tmp_path, capsys, monkeypatch):
     load = FlashVL.from_pretrained
 
     def load_and_break(*arguments, **options) -> FlashVL:
-        model = load(*arguments, **options)
-        model.decoder.layers[1].mlp.forward = lambda x: 1.01 * x
-        return model
+        flash = load(*arguments, **options)
+        flash.model.decoder.layers[1].mlp.forward = lambda x: 1.01 * x
+        return flash
 
     monkeypatch.setattr(FlashVL, "from_pretrained", load_and_break)
     assert main(["parity", "--model", str(tmp_path)]) == 1
@@ -100,13 +100,14 @@ def test_with_a_picture_and_json(tmp_path):
     assert all(layer["cosine"] > 0.999999 for layer in report["layers"])
 
 
-def test_bad_input_is_one_line(tmp_path):
+def test_bad_input_is_one_line(tmp_path, capsys):
     make_checkpoint(tmp_path, seed=24)
-    for arguments in (["--model", tmp_path / "none"], ["--model", tmp_path, "--image", "none.png"]):
-        done = run(*arguments)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert len(done.stderr.splitlines()) == 1, done.stderr
+    for arguments in (["--model", str(tmp_path / "none")], ["--image", "none.png"]):
+        assert main(["parity", "--model", str(tmp_path), *arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.splitlines()) == 1, captured.err
+        assert "none" in captured.err
 
 
 def test_without_transformers_installed(tmp_path):

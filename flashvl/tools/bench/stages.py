@@ -12,21 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..cache import KVCache
-from ..config import FlashVLConfig
-from ..config_parts import TilerConfig
-from ..errors import ArgumentError
-from ..generate import decode_one_token, prefill
-from ..model import FlashVL
-from .trace_recorder import Recorder
-
-QUESTION = "What is in the picture?"
+from ...chat import FlashVL
+from ...config import FlashVLConfig, Grid, TilerConfig
+from ...errors import ArgumentError
+from ...generation.generate import LAST, Row, new_cache, read_prompt
+from ...generation.sampling import Sampling
+from ...input.processor import Prompt
+from ...model.network import FlashVLModel
+from ..trace.recorder import Recorder
+from ..trace.trace import QUESTION
 
 
 @dataclass(frozen=True)
@@ -37,92 +36,96 @@ class Sizes:
     prompt: int
     new: int
 
+    def steps(self, stage: str) -> int:
+        """How many equal steps a stage has: decode one for each new token, others one."""
+        return self.new if stage == "decode" else 1
+
 
 class Stages:
     """A loaded model with the input of each stage: a drawn picture, random pixels, features, ids.
 
-    Each method named in `STAGES` runs that stage once; none needs another to have run.
+    `by_name` holds the stages in the order of an answer. Each can be called again and again, and
+    none needs another to have run.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: FlashVL, sizes: Sizes) -> None:
-        config, device = model.config, model.device
-        self.model, self.sizes = model, sizes
-        self.picture = picture_of(sizes.tiles, config.tiler)
+    def __init__(self, flash: FlashVL, sizes: Sizes) -> None:
+        self.flash, self.sizes = flash, sizes
+        model, config = flash.model, flash.config
+        self.grid = grid_of(sizes.tiles, config.tiler)
+        self.picture = picture_of(self.grid, config.tiler)
         random = torch.Generator().manual_seed(0)
         pixels, features = input_shapes(config, sizes.tiles)
-        self.pixels = torch.randn(pixels, generator=random).to(device)  # (S, C, height, width)
-        ids = torch.randint(config.decoder.vocabulary, (1, sizes.prompt), generator=random)
-        self.embeddings = model.decoder.embedding(ids.to(device))  # (1, T, D)
+        self.pixels = torch.randn(pixels, generator=random).to(model.device)  # (S, C, h, w)
         self.features = torch.randn(features, generator=random).to(
-            device, self.embeddings.dtype
+            model.device, model.activation_dtype
         )  # (S, N, vision width)
-        self.first = torch.zeros(1, 1, dtype=torch.long, device=device)  # (1, 1)
-        self.cache = self.new_cache()  # as if the prompt were read
+        ids = torch.randint(config.decoder.vocabulary, (1, sizes.prompt), generator=random)
+        self.text = Prompt(ids, None, []).to(model.device)  # ids (1, T)
+        self.first = torch.zeros(1, 1, dtype=torch.long, device=model.device)  # (1, 1)
+        self.cache = new_cache(model)  # as if the prompt were read
+        self.cache.reserve(sizes.prompt + sizes.new)
         self.cache.keys.normal_()
         self.cache.values.normal_()
         self.cache.advance(sizes.prompt)
-
-    def new_cache(self, capacity: int | None = None) -> KVCache:
-        """With room for `capacity` tokens, or for the prompt and all new ones."""
-        capacity = capacity or self.sizes.prompt + self.sizes.new
-        embeddings, config = self.embeddings, self.model.config.decoder
-        return KVCache(config, capacity, device=embeddings.device, dtype=embeddings.dtype)
+        self.by_name: dict[str, Callable[[], object]] = {
+            "preprocess": self.preprocess,
+            "vision": self.vision,
+            "compressor": self.compressor,
+            "prefill": self.prefill,
+            "decode": self.decode,
+        }
 
     @property
     def cache_bytes(self) -> int:
         return self.cache.keys.nbytes + self.cache.values.nbytes
 
-    def preprocess(self) -> tuple[Tensor, Tensor]:
-        return self.model.prepare(self.picture, [{"role": "user", "content": QUESTION}])
+    def preprocess(self) -> Prompt:
+        return self.flash.prepare(self.picture, [{"role": "user", "content": QUESTION}])
 
     @torch.inference_mode()
     def vision(self) -> Tensor:
-        return self.model.vision(self.pixels)  # (S, N, vision width)
+        return self.flash.model.vision(self.pixels)  # (S, N, vision width)
 
     @torch.inference_mode()
     def compressor(self) -> Tensor:
-        return self.model.compressor(self.features, self.model.grid(self.picture))  # (S, T, D)
+        return self.flash.model.compressor(self.features, [self.grid])  # (S, tokens, D)
 
-    @torch.inference_mode()
-    def prefill(self) -> Tensor:
-        cache = self.new_cache()
-        return self.model.steps.prefill(self.model.decoder, self.embeddings, cache)  # (1, V)
+    def prefill(self) -> Row:
+        return read_prompt(self.flash.model, self.text, Sampling())
 
     @torch.inference_mode()
     def decode(self) -> None:
         """All new tokens, one after the other; each is looked at, as an answer's end would be."""
         self.cache.roll_back(self.sizes.prompt)
-        decode_step = self.model.steps.begin(self.model.decoder, self.cache)
+        step = self.flash.begin_decode(self.flash.model, self.cache)
         token = self.first
         for _ in range(self.sizes.new):
-            token = decode_step(token).argmax(dim=-1, keepdim=True)  # (1, 1)
+            token = step(token).argmax(dim=-1, keepdim=True)  # (1, 1)
             token.item()
 
-    def stage(self, name: str) -> Callable[[], Any]:
-        """One of `STAGES`, to be called."""
-        return getattr(self, name)
 
-
-STAGES = ("preprocess", "vision", "compressor", "prefill", "decode")
-
-
-def picture_of(tiles: int, tiler: TilerConfig) -> Image.Image:
-    """A drawn picture that is cut into `tiles` tiles, a thumbnail included.
+def grid_of(tiles: int, tiler: TilerConfig) -> Grid:
+    """One row of tiles that are `tiles` in all, with the thumbnail if there is one.
 
     Raises `ArgumentError` if the model cuts no picture into as many.
     """
-    thumbnail = tiler.thumbnail and tiler.max_tiles > 1
-    possible = [columns + (thumbnail and columns > 1) for columns in range(1, tiler.max_tiles + 1)]
-    if tiles not in possible:
+    rows = [(1, columns) for columns in range(1, tiler.max_tiles + 1)]
+    grids = {tiler.tiles(row): row for row in rows}
+    if tiles not in grids:
         raise ArgumentError(
-            f"--tiles {tiles}: this model cuts a picture into "
-            f"{', '.join(map(str, possible))} tiles"
-            + (", the thumbnail included" if thumbnail else "")
+            f"this model cuts a picture into {', '.join(map(str, grids))} tiles"
+            + (", the thumbnail included" if len(grids) > 1 and tiler.thumbnail else "")
+            + f"; found {tiles}"
         )
-    columns = possible.index(tiles) + 1
-    grey = Image.linear_gradient("L").resize((columns * tiler.core_size, tiler.core_size))
-    return Image.merge("RGB", (grey, grey.rotate(180), Image.new("L", grey.size, 160)))
+    return grids[tiles]
+
+
+def picture_of(grid: Grid, tiler: TilerConfig) -> Image.Image:
+    """A drawn picture that is cut into the tiles of `grid`."""
+    rows, columns = grid
+    gray = Image.linear_gradient("L").resize((columns * tiler.core_size, rows * tiler.core_size))
+    return Image.merge("RGB", (gray, gray.rotate(180), Image.new("L", gray.size, 160)))
 
 
 def input_shapes(
@@ -156,45 +159,45 @@ def count_stages(
 ) -> dict[str, Count]:
     """Stage -> count, by shapes alone: weights held in one dtype, activations in another."""
     with torch.device("meta"):
-        model = FlashVL(config).to(held).eval()
+        model = FlashVLModel(config).to(held).eval()
         pixels, features = input_shapes(config, sizes.tiles)
         tower_input = torch.empty(pixels)  # (S, C, height, width)
         compressor_input = torch.empty(features, dtype=held)  # (S, N, vision width)
-        embeddings = torch.empty(1, sizes.prompt, config.decoder.width, dtype=held)  # (1, T, D)
+        prompt = torch.empty(1, sizes.prompt, dtype=torch.long)  # (1, T)
         token = torch.empty(1, 1, dtype=torch.long)  # (1, 1)
-    cache = KVCache(config.decoder, sizes.prompt + sizes.new, device="meta", dtype=held)
-    a_token = 2 * cache.keys.numel() // cache.capacity * computed.itemsize  # bytes
-    grid = model.grid(picture_of(sizes.tiles, config.tiler))
+    cache = new_cache(model)
+    cache.reserve(sizes.prompt + sizes.new)
+    token_bytes = 2 * cache.keys.numel() // cache.capacity * computed.itemsize  # in the cache
 
     def count(stage: Callable[[Tensor], Tensor], put_in: Tensor, cached: int = 0) -> Count:
         recorder = Recorder(model, depth=1)
         with torch.inference_mode(), recorder:
-            put_out = recorder.stage("", stage, put_in)
+            recorder.begin("stage", ())  # of what goes in and out the recorder sees held dtypes
+            put_out = stage(put_in)
+            recorder.end(())
         (row,) = recorder.rows.values()
         ends = sum(
             one.numel() * (computed if one.dtype == held else one.dtype).itemsize
             for one in (put_in, put_out)
         )
-        # The recorder counts the ends too, in the dtype of the weights.
-        return Count(row.operations, row.bytes - put_in.nbytes - put_out.nbytes, cached, ends)
+        return Count(row.operations, weights=row.bytes, cache=cached, ends=ends)
 
-    compressor = partial(model.compressor, grid=grid)
-    prefill_all = partial(prefill, model.decoder, cache=cache)
+    compressor = partial(model.compressor, grids=[grid_of(sizes.tiles, config.tiler)])
+    read = partial(model, cache=cache, logits_at=LAST)  # prefill and decode alike
     counts = {
         "vision": count(model.vision, tower_input),
         "compressor": count(compressor, compressor_input),
-        "prefill": count(prefill_all, embeddings, cached=2 * sizes.prompt * a_token),
+        "prefill": count(read, prompt, cached=2 * sizes.prompt * token_bytes),
     }
     # A step writes one token and reads all up to it. Its operations grow evenly from step to step.
-    decode = partial(decode_one_token, model.decoder, cache=cache)
-    first = count(decode, token)
+    first = count(read, token)
     cache.length = sizes.prompt + sizes.new - 1
-    last = count(decode, token)
+    last = count(read, token)
     lengths = range(sizes.prompt + 1, sizes.prompt + sizes.new + 1)
     counts["decode"] = Count(
         operations=(first.operations + last.operations) * sizes.new // 2,
         weights=first.weights * sizes.new,
-        cache=(sizes.new + sum(lengths)) * a_token,
+        cache=(sizes.new + sum(lengths)) * token_bytes,
         ends=first.ends * sizes.new,
     )
     return counts

@@ -1,88 +1,67 @@
 """`flashvl trace`: one run of the model told stage by stage, down to single layers.
 
-The counts stand in `trace_recorder.py`: a multiply-add is 2 operations, attention counts over all
-pairs of tokens, bytes are weights read plus what goes in and comes out.
+What is counted, and how, stands in `recorder.py`; what is printed of it in `report.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..cache import KVCache
-from ..device import DTYPES
-from ..errors import ArgumentError, device_failure_as_error
-from ..generate import check_length, check_max_new_tokens, decode_one_token
-from ..hub import published_models
-from ..image import load_image
-from ..model import FlashVL
-from .new_file import check_new, write_new
-from .trace_page import page
-from .trace_recorder import Recorder, Row
-from .trace_shapes import DRY_DTYPE, model_of_shapes, prepare_shapes, unsettled
-from .trace_table import MEANINGS, text
+from ...chat import FlashVL
+from ...checkpoint.files import read_headers
+from ...checkpoint.hub import find_model, is_repository, published_models
+from ...checkpoint.published import read_config
+from ...config import FlashVLConfig
+from ...device import device_failure_as_error
+from ...errors import ArgumentError
+from ...generation.generate import (
+    LAST,
+    begin_decode,
+    check_length,
+    generate,
+    new_cache,
+    read_prompt,
+)
+from ...generation.sampling import Sampling
+from ...input.image import load_image
+from ...input.processor import Prompt, normalize
+from ...input.tiling import tile_image
+from ...model.network import FlashVLModel
+from ..new_file import check_new, write_new
+from .recorder import Recorder, Row
+from .report import page, text
 
 QUESTION = "What is in the picture?"
-TEXT_TOKENS = 32
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = f"{parser.description} {' '.join(MEANINGS)}"
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help=f"default: {QUESTION}")
-    parser.add_argument(
-        "--model", default="nano", help='"nano", a folder, or a repository (default: nano)'
-    )
-    parser.add_argument("--image", metavar="FILE", help="with --dry it may be left out: one tile")
-    parser.add_argument(
-        "--depth",
-        type=int,
-        default=1,
-        metavar="N",
-        help="1: stages (default); "
-        "2: layers, patch embedding, ...; 3: attention, mlp, ...; and so on",
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=32, metavar="N", help="default: 32")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--dtype", default="auto", choices=["auto", *DTYPES], help=f"auto with --dry: {DRY_DTYPE}"
-    )
-    parser.add_argument(
-        "--dry",
-        action="store_true",
-        help="shapes alone: no weights, no tokenizer, no times, no network",
-    )
-    parser.add_argument(
-        "--prompt",
-        type=int,
-        metavar="N",
-        help=f"with --dry: tokens of text (default: {TEXT_TOKENS})",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON document, not a table")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page as well")
+TEXT_TOKENS = 32  # of a dry run
+DRY_DTYPE = "bfloat16"  # of the published files
 
 
 def run(options: argparse.Namespace) -> None:
     """Prints the table or the JSON document, and writes the page. Raises a `FlashVLError`."""
     check(options)
-    image = None if options.image is None else load_image(options.image)
+    limits = {"max_new_tokens": options.max_new_tokens, "depth": options.depth}
     with device_failure_as_error("tracing"):
         if options.dry:
+            image = None if options.image is None else load_image(options.image)
+            text_tokens = TEXT_TOKENS if options.prompt is None else options.prompt
             model = model_of_shapes(options.model, options.dtype)
-            prompt: str | int = TEXT_TOKENS if options.prompt is None else options.prompt
+            result = trace_shapes(model, image, text_tokens, **limits)
+            if options.model in published_models():
+                result["notes"] += unsettled(model.config)
         else:
-            model = FlashVL.from_pretrained(options.model, options.device, options.dtype)
-            prompt = QUESTION if options.question is None else options.question
-        result = trace(model, image, prompt, options.max_new_tokens, options.depth)
+            image = load_image(options.image)
+            question = QUESTION if options.question is None else options.question
+            flash = FlashVL.from_pretrained(
+                options.model, options.device, options.dtype, options.revision
+            )
+            result = trace(flash, image, question, **limits)
     result = {"model": options.model, **result}
-    if options.dry and options.model in published_models():
-        result["notes"] += unsettled(model.config)
     if options.html is not None:
         write_new(options.html, "--html", page(result).encode("utf-8", "replace"))
     print(json.dumps(result, indent=1, ensure_ascii=False) if options.json else text(result))
@@ -90,11 +69,13 @@ def run(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises `ArgumentError` before anything is loaded."""
-    check_max_new_tokens(options.max_new_tokens)
+    Sampling(max_new_tokens=options.max_new_tokens)
     if options.depth < 1:
         raise ArgumentError(f"--depth must be from 1, found {options.depth}")
     if options.dry and options.question is not None:
-        raise ArgumentError("--dry reads no tokenizer; leave QUESTION away, or use --prompt N")
+        raise ArgumentError("--dry reads no tokenizer; leave the QUESTION out, or use --prompt N")
+    if options.dry and options.revision is not None:
+        raise ArgumentError("--dry asks no hub; leave --revision out")
     if not options.dry and options.image is None:
         raise ArgumentError("give --image FILE, or --dry for shapes alone")
     if not options.dry and options.prompt is not None:
@@ -106,39 +87,128 @@ def check(options: argparse.Namespace) -> None:
 
 
 def trace(
-    model: FlashVL,
+    flash: FlashVL, image: Image.Image, question: str, max_new_tokens: int = 32, depth: int = 1
+) -> dict[str, Any]:
+    """One greedy answer about an RGB picture -> what was done for it, as JSON can hold it.
+
+    A short first answer warms up and the second is timed; times include what the watching costs,
+    the more the greater `depth` is. Raises `MessageError`, `ArgumentError`.
+    """
+    watch_answer(Recorder(flash.model, 1), flash, image, question, max_new_tokens=2)
+    recorder = Recorder(flash.model, depth)
+    ids = watch_answer(recorder, flash, image, question, max_new_tokens)
+    return {
+        **facts_of_run(recorder, image),
+        "question": question,
+        "answer": flash.tokenizer.decode(ids),
+        "new_tokens": len(ids),
+        **counts(recorder, timed=True),
+    }
+
+
+def trace_shapes(
+    model: FlashVLModel,
     image: Image.Image | None,
-    prompt: str | int,
+    text_tokens: int,
     max_new_tokens: int = 32,
     depth: int = 1,
 ) -> dict[str, Any]:
-    """One greedy run of `model` on an RGB picture -> what it did, as JSON can hold it.
+    """`trace` of a model on the meta device: the same counts, no times, no answer.
 
-    `prompt` is the question; for a model on the meta device, how many tokens of text there are,
-    and no picture means a blank one of one tile. There every step of decoding is taken and nothing
-    is timed. Otherwise a short first run warms up and the second is timed; times include what the
-    watching costs, the more the greater `depth` is.
+    There are `text_tokens` beside the image tokens of an RGB picture (None: a blank one of one
+    tile), and every step of decode is taken. Raises `MessageError`.
     """
-    dry = model.device.type == "meta"
     notes = []
     if image is None:
         side = model.config.tiler.tile_size
         image = Image.new("RGB", (side, side))
         notes.append(f"nominal: a blank picture of {side} x {side} pixels")
-    if dry:
-        notes.append(f"nominal: {prompt} tokens of text, {max_new_tokens} new tokens")
-    else:
-        run_stages(model, image, prompt, max_new_tokens=2, recorder=Recorder(model, 1))
+    notes.append(f"nominal: {text_tokens} tokens of text, {max_new_tokens} new tokens")
     recorder = Recorder(model, depth)
-    new_tokens = run_stages(model, image, prompt, max_new_tokens, recorder)
-    rows = list(recorder.rows.values())
-    stages = {row.name: row for row in rows if row.depth == 1}
-    used = {id for row in stages.values() for id in row.weights}
-    idle = [name for name, weight in model.named_parameters() if id(weight) not in used]
-    if idle:
-        count = sum(model.get_parameter(name).numel() for name in idle)
-        parts = sorted({".".join(name.split(".")[:2]) for name in idle})
-        notes.append(f"held but never read: {', '.join(parts)} ({count:,} parameters)")
+    new_tokens = watch_shapes(recorder, model, image, text_tokens, max_new_tokens)
+    result = {
+        **facts_of_run(recorder, image),
+        "question": None,
+        "answer": None,
+        "new_tokens": new_tokens,
+        **counts(recorder, timed=False),
+    }
+    result["notes"] = notes + result["notes"]
+    return result
+
+
+def watch_answer(
+    recorder: Recorder, flash: FlashVL, image: Image.Image, question: str, max_new_tokens: int
+) -> list[int]:
+    """What `FlashVL.chat` does, before the eyes of a recorder -> ids of the answer."""
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    with torch.inference_mode(), recorder:
+        recorder.begin("preprocess", (np.asarray(image),))
+        prompt = flash.prepare(image, [{"role": "user", "content": question}])
+        recorder.end(tuple(part for part in prompt[:2] if part is not None))
+        row = read_prompt(flash.model, prompt, sampling)
+        for _ in generate(flash.model, [row], sampling, flash.stop_ids):
+            pass  # the row holds the answer
+    return row.ids
+
+
+def watch_shapes(
+    recorder: Recorder,
+    model: FlashVLModel,
+    image: Image.Image,
+    text_tokens: int,
+    max_new_tokens: int,
+) -> int:
+    """The same on the meta device, where tokens are not chosen -> how many an answer has."""
+    with torch.inference_mode(), recorder:
+        recorder.begin("preprocess", (np.asarray(image),))
+        prompt = shapes_of_prompt(model.config, image, text_tokens)
+        recorder.end(tuple(part for part in prompt[:2] if part is not None))
+        tokens, context = prompt.input_ids.shape[1], model.config.decoder.context
+        check_length(tokens, context)
+        new_tokens = min(max_new_tokens, context - tokens)
+        cache = new_cache(model)
+        cache.reserve(tokens + new_tokens)
+        model(*prompt, cache=cache, logits_at=LAST)
+        step = begin_decode(model, cache)
+        for _ in range(new_tokens - 1):
+            step(prompt.input_ids[:, -1:])
+    return new_tokens
+
+
+def shapes_of_prompt(config: FlashVLConfig, image: Image.Image, text_tokens: int) -> Prompt:
+    """What `FlashVL.prepare` gives, on the meta device, where ids have a count and no values."""
+    tiles, grid = tile_image(image, config.tiler)  # (S, height, width, C)
+    pixels = normalize(tiles, config.tiler.mean, config.tiler.std)  # (S, C, height, width)
+    per_tile = config.tokens_per_tile + len(config.prompt.slice_markers or ())
+    input_ids = torch.empty(1, text_tokens + len(tiles) * per_tile, dtype=torch.long)  # (1, T)
+    return Prompt(input_ids, pixels, [grid]).to(torch.device("meta"))
+
+
+def model_of_shapes(name: str, dtype: str = "auto") -> FlashVLModel:
+    """A model on the meta device; of a published one the config comes from published.json.
+
+    `dtype` "auto": that of the published files. Raises `CheckpointError`, `ConfigError` or
+    `ArgumentError`; asks no hub.
+    """
+    if not is_repository(name):
+        folder = find_model(name)
+        config = read_config(folder, read_headers(folder))
+    elif name in published_models():
+        config = FlashVLConfig.from_dict(published_models()[name]["config"])
+    else:
+        raise ArgumentError(
+            f"without the network the shapes of {name} are not known; use nano, a folder, or one "
+            f"of {', '.join(published_models())}"
+        )
+    with torch.device("meta"):
+        model = FlashVLModel(config)
+    return model.to(getattr(torch, DRY_DTYPE if dtype == "auto" else dtype)).eval()
+
+
+def facts_of_run(recorder: Recorder, image: Image.Image) -> dict[str, Any]:
+    """Of the model, the picture and the prompt."""
+    model, stages = recorder.model, recorder.stages()
     tiles = stages["vision"].shapes_in[0][0]
     return {
         "device": str(model.device),
@@ -147,80 +217,72 @@ def trace(
         "tiles": tiles,
         "image_tokens": tiles * model.config.tokens_per_tile,
         "prompt_tokens": stages["prefill"].shapes_in[0][1],
-        "question": None if dry else prompt,
-        "answer": None if dry else model.tokenizer.decode(new_tokens),
-        "new_tokens": len(new_tokens),
-        "share_of": "operations" if dry else "time",
-        "rows": [entry(row, stages, dry) for row in rows],
+    }
+
+
+def counts(recorder: Recorder, timed: bool) -> dict[str, Any]:
+    """The rows and their totals; shares are of the stages' time, or without times of operations."""
+    model, stages = recorder.model, recorder.stages().values()
+
+    def measure(row: Row) -> float:
+        return row.seconds if timed else row.operations
+
+    def milliseconds(*rows: Row) -> float | None:
+        return round(1000 * sum(row.seconds for row in rows), 3) if timed else None
+
+    whole = sum(measure(row) for row in stages)
+    rows = [
+        {
+            "name": row.name,
+            "depth": row.depth,
+            "calls": row.calls,
+            "shapes_in": row.shapes_in,
+            "shapes_out": row.shapes_out,
+            "parameters": sum(row.weights.values()),
+            "bytes": row.bytes,
+            "operations": row.operations,
+            "milliseconds": milliseconds(row),
+            "share": measure(row) / whole,
+        }
+        for row in recorder.rows.values()
+    ]
+    return {
+        "share_of": "time" if timed else "operations",
+        "rows": rows,
         "total": {
             "parameters": sum(weight.numel() for weight in model.parameters()),
-            "bytes": sum(row.bytes for row in stages.values()),
-            "operations": sum(row.operations for row in stages.values()),
-            "milliseconds": None if dry else milliseconds(*stages.values()),
+            "bytes": sum(row.bytes for row in stages),
+            "operations": sum(row.operations for row in stages),
+            "milliseconds": milliseconds(*stages),
         },
-        "notes": notes,
+        "notes": idle_weights(recorder),
     }
 
 
-def run_stages(
-    model: FlashVL,
-    image: Image.Image,
-    prompt: str | int,
-    max_new_tokens: int,
-    recorder: Recorder,
-) -> list[int]:
-    """What `FlashVL.chat` does, greedy, each step a stage of `recorder` -> ids of the answer.
-
-    On the meta device the ids are all 0, and as many as asked for.
-    """
-    decoder, stage = model.decoder, recorder.stage
-    dry = model.device.type == "meta"
-    if dry:
-        prepare = partial(prepare_shapes, model, text_tokens=prompt)
-    else:
-        prepare = partial(model.prepare, messages=[{"role": "user", "content": prompt}])
-    with torch.inference_mode(), recorder:
-        input_ids, pixels = stage("preprocess", prepare, np.asarray(image))
-        check_length(input_ids.shape[1], decoder.config.context)
-        features = stage("vision", model.vision, pixels)  # (S, N, vision width)
-        image_tokens = stage(
-            "compressor", model.compressor, features, grid=model.grid(image)
-        )  # (S, tokens, D)
-        embeddings = stage("embed", model.embed, input_ids, image_tokens)  # (1, T, D)
-        tokens = embeddings.shape[1]
-        capacity = min(tokens + max_new_tokens, decoder.config.context)
-        cache = KVCache(decoder.config, capacity, device=model.device, dtype=embeddings.dtype)
-        hidden = stage("prefill", decoder, embeddings, cache=cache)  # (1, T, D)
-        logits = stage("head", decoder.head, hidden[:, -1])  # (1, V)
-        answer: list[int] = []
-        decode = partial(decode_one_token, decoder)
-        for step in range(capacity - tokens):
-            token = logits.argmax(dim=-1, keepdim=True)  # (1, 1)
-            token_id = 0 if dry else token.item()
-            if not dry and token_id in model.stop_ids:
-                break
-            answer.append(token_id)
-            if step + 1 < capacity - tokens:
-                logits = stage("decode", decode, token, cache=cache)  # (1, V)
-    return answer
+def idle_weights(recorder: Recorder) -> list[str]:
+    """A line that names the weights that no stage has read; none if there are none."""
+    used = {id for row in recorder.stages().values() for id in row.weights}
+    idle = {name: one for name, one in recorder.model.named_parameters() if id(one) not in used}
+    if not idle:
+        return []
+    parts = sorted({".".join(name.split(".")[:2]) for name in idle})
+    count = sum(weight.numel() for weight in idle.values())
+    return [f"held but never read: {', '.join(parts)} ({count:,} parameters)"]
 
 
-def entry(row: Row, stages: dict[str, Row], dry: bool) -> dict[str, Any]:
-    """A row as JSON holds it; its share is of the stages' time, or without times of operations."""
-    whole = [(one.operations if dry else one.seconds) for one in stages.values()]
-    return {
-        "name": row.name,
-        "depth": row.depth,
-        "calls": row.calls,
-        "shapes_in": row.shapes_in,
-        "shapes_out": row.shapes_out,
-        "parameters": sum(row.weights.values()),
-        "bytes": row.bytes,
-        "operations": row.operations,
-        "milliseconds": None if dry else milliseconds(row),
-        "share": (row.operations if dry else row.seconds) / sum(whole),
-    }
-
-
-def milliseconds(*rows: Row) -> float:
-    return round(1000 * sum(row.seconds for row in rows), 3)
+def unsettled(config: FlashVLConfig) -> list[str]:
+    """What the counts of a published model rest on that no published file settles."""
+    tiler = config.tiler
+    assumed, reported = ["the tower's last layer gives the features"], []
+    if config.vision.architecture == "aimv2":
+        reported += [f"tiles of {tiler.tile_size} pixels", "the tower's mathematics"]
+        assumed += [
+            f"at most {tiler.max_tiles} tiles in the grid of the closest aspect ratio",
+            "a thumbnail after several tiles",
+            "no markers around a tile",
+        ]
+    if tiler.margin:
+        reported.append(f"{config.tokens_per_tile} tokens a tile")
+        assumed.append(f"stitching {tiler.stitching}")
+    lines = [("assumed", assumed), ("reported by a third party", reported)]
+    return [f"{how}: {', '.join(facts)}" for how, facts in lines if facts]

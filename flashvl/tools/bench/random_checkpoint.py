@@ -1,6 +1,6 @@
 """A checkpoint of random weights at the real sizes, to measure with where there are no real ones.
 
-`python -m flashvl.tools.random_checkpoint FOLDER [NAME]` writes one, about 5 GB for a 2B.
+`python -m flashvl.tools.bench.random_checkpoint FOLDER [NAME]` writes one, about 5 GB for a 2B.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from ..checkpoint import read_json
-from ..config import FlashVLConfig
-from ..errors import CheckpointError
-from ..hub import own_cache, published_models, weights_folder
-from ..model import FlashVL
-from ..tokenizer import Tokenizer
-from .bench_timing import end_progress, show_progress
+from ...chat import FlashVL
+from ...checkpoint.hub import own_cache, published_models, weights_folder
+from ...config import FlashVLConfig
+from ...errors import CheckpointError, FlashVLError
+from ...input.tokenizer import Tokenizer
+from ...model.network import FlashVLModel
+from ...reading import read_json
+from ...terminal import end_progress, show_progress
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # What `flashvl bench --random` calls a model -> whose shapes it has.
@@ -54,8 +55,9 @@ def kept_random_checkpoint(name: str) -> Path:
 def write_in_other_process(name: str, folder: Path) -> None:
     """`write_random_checkpoint` with a progress line. Raises `CheckpointError` if it fails."""
     with torch.device("meta"):
-        wanted = 2 * sum(weight.numel() for weight in FlashVL(config_of(name)).parameters())
-    command = [sys.executable, "-m", "flashvl.tools.random_checkpoint", str(folder), name]
+        model = FlashVLModel(config_of(name))
+    wanted = 2 * sum(weight.numel() for weight in model.parameters())  # bytes in bfloat16
+    command = [sys.executable, "-m", "flashvl.tools.bench.random_checkpoint", str(folder), name]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as writer:
         try:
             while writer.poll() is None:
@@ -67,7 +69,8 @@ def write_in_other_process(name: str, folder: Path) -> None:
             writer.kill()
         end_progress()
         if writer.returncode:
-            reason = (writer.stderr.read().strip().splitlines() or ["it was ended"])[-1]
+            said = writer.communicate()[1].strip().splitlines()
+            reason = said[-1] if said else "the process that writes them was ended"
             raise CheckpointError(f"the random weights were not written: {reason}")
 
 
@@ -76,22 +79,15 @@ def _files(folder: Path) -> list[Path]:
     return [Path(where, name) for where, _, names in os.walk(folder) for name in names]
 
 
-def write_random_checkpoint(name: str, folder: Path, seed: int = 0) -> None:
-    """Writes the shapes of "nano" or of a published model with random bfloat16 weights.
+def write_random_checkpoint(name: str, folder: Path) -> None:
+    """Writes the shapes of "nano" or of a published model with random weights.
 
-    The tokenizer knows bytes alone. Raises `CheckpointError` if `folder` holds a model already.
+    Their dtype is torch's default. The tokenizer knows bytes alone. Raises `CheckpointError` if
+    `folder` holds a model already.
     """
-    config = config_of(name)
-    torch.manual_seed(seed)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        model = FlashVL(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.tokenizer = byte_tokenizer()
-    model.stop_ids = frozenset(model.tokenizer.control[token] for token in CONTROL_TOKENS[::2])
-    model.save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    stop_ids = [tokenizer.control[token] for token in CONTROL_TOKENS[::2]]
+    FlashVL(FlashVLModel(config_of(name)), tokenizer, stop_ids).save_pretrained(folder)
 
 
 def config_of(name: str) -> FlashVLConfig:
@@ -111,9 +107,21 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(json.loads(raw.to_str()))
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """What the other process does -> its exit code."""
     parser = argparse.ArgumentParser(description="Write a random checkpoint of the real sizes.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("name", nargs="?", default=NAMES["2b"], help="nano or a repository")
     options = parser.parse_args()
-    write_random_checkpoint(options.name, options.folder)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)  # of the published files; this process does no more
+    try:
+        write_random_checkpoint(options.name, options.folder)
+    except FlashVLError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .trace_table import short
-from .verify import table
+from ...terminal import table
+from ..trace.report import short
 
 NOTE = (
     "Bytes and operations by count; peak: of memory so far, above the process without weights, "
@@ -40,13 +40,13 @@ def ceilings(result: dict[str, Any]) -> str:
 
 
 def stages(result: dict[str, Any]) -> str:
-    rows = [("stage", "median", "least to most", "bytes", "operations", "of the ceiling", "peak")]
+    rows = [("stage", "median", "min to max", "bytes", "operations", "of the ceiling", "peak")]
     for name, entry in result["stages"].items():
         rows.append(
             (
                 "decode, a token" if name == "decode" else name,
-                time(entry["seconds"]),
-                f"{time(entry['seconds_least'])} to {time(entry['seconds_most'])}",
+                duration(entry["seconds"]),
+                f"{duration(entry['seconds_min'])} to {duration(entry['seconds_max'])}",
                 f"{short(entry['bytes'])}B" if entry["bytes"] else "-",
                 short(entry["operations"]) if entry["operations"] else "-",
                 share(entry),
@@ -58,6 +58,7 @@ def stages(result: dict[str, Any]) -> str:
 
 
 def share(entry: dict[str, Any]) -> str:
+    """Of a stage: how near it comes to the ceiling that bounds it."""
     if "share_of_products" in entry:
         rate = f"{short(entry['operations_per_second'])}FLOP/s"
         return f"{rate}, {entry['share_of_products']:.0%} of products"
@@ -69,10 +70,10 @@ def share(entry: dict[str, Any]) -> str:
 
 
 def memory(result: dict[str, Any]) -> str:
-    return f"peak memory: {memory_line(result['memory'])}"
+    return f"peak memory: {peak(result['memory'])}"
 
 
-def memory_line(entry: dict[str, Any]) -> str:
+def peak(entry: dict[str, Any]) -> str:
     return (
         f"{short(entry['peak_bytes'])}B, {entry['ratio']:.2f} x the checkpoint "
         f"({short(entry['checkpoint_bytes'])}B) and the cache ({short(entry['cache_bytes'])}B)"
@@ -89,7 +90,7 @@ def peer(result: dict[str, Any]) -> str:
                 continue
             ours, theirs = sides["flashvl"], sides[f"transformers {dtype}"]
             rows.append((stage, dtype, spread(ours), spread(theirs), ratio(stage, sides)))
-    theirs = memory_line(found["memory"])
+    theirs = peak(found["memory"])
     return f"{table(rows)}\npeak memory of transformers in float32: {theirs}"
 
 
@@ -113,7 +114,7 @@ def compiled(result: dict[str, Any]) -> str:
                 spread(sides["compiled"]),
                 spread(sides["flashvl"]),
                 ratio(stage, sides),
-                time(sides["seconds_to_compile"]),
+                duration(sides["seconds_to_compile"]),
             )
         )
     return table(rows)
@@ -127,10 +128,11 @@ def ratio(stage: str, sides: dict[str, Any]) -> str:
 
 
 def spread(entry: dict[str, Any]) -> str:
-    least, most = time(entry["seconds_least"]), time(entry["seconds_most"])
-    return f"{time(entry['seconds'])} ({least} to {most})"
+    """The median, and between what the times lie."""
+    fastest, slowest = duration(entry["seconds_min"]), duration(entry["seconds_max"])
+    return f"{duration(entry['seconds'])} ({fastest} to {slowest})"
 
 
-def time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Three digits, in seconds or milliseconds."""
     return f"{seconds:.2f} s" if seconds >= 0.9995 else f"{seconds * 1000:.3g} ms"

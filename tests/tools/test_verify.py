@@ -10,10 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import PUBLISHED, tiny_model
 
+from flashvl import FlashVLConfig, FlashVLModel
+from flashvl.checkpoint.files import TensorHeader
+from flashvl.checkpoint.hub import published_models
+from flashvl.checkpoint.load import published_shapes
 from flashvl.cli import main
-from flashvl.config import FlashVLConfig
-from flashvl.hub import published_models
-from flashvl.model import FlashVL
+from flashvl.tools.verify import kind_of
 
 
 def verify(folder, capsys, *arguments) -> tuple[int, str, str]:
@@ -47,20 +49,17 @@ def test_headers_alone_are_read(folder, capsys, monkeypatch):
         raise AssertionError("a weight was read")
 
     monkeypatch.setattr("flashvl.tools.verify.check_values", refuse)
-    monkeypatch.setattr("flashvl.checkpoint.load_tensors", refuse)
+    monkeypatch.setattr("flashvl.chat.load_tensors", refuse)
+    monkeypatch.setattr("flashvl.checkpoint.load.load_tensors", refuse)
     assert verify(folder, capsys)[0] == 0
 
 
-def test_a_published_size_is_recognised():
-    from flashvl.checkpoint import TensorHeader
-    from flashvl.saving import published_state
-    from flashvl.tools.verify import kind_of
-
+def test_a_published_size_is_recognized():
     repository, known = next(iter(published_models().items()))
     config = FlashVLConfig.from_dict(known["config"])
     with torch.device("meta"):
-        state = published_state(FlashVL(config), config)
-    headers = {name: TensorHeader(None, "BF16", tuple(one.shape)) for name, one in state.items()}
+        shapes = published_shapes(FlashVLModel(config))
+    headers = {name: TensorHeader(None, "BF16", tuple(shape)) for name, shape in shapes.items()}
     assert repository in kind_of(config, headers)
 
 

@@ -14,34 +14,35 @@ from checkpoints import make_checkpoint
 from tiny import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashvl import FlashVL
-from flashvl.cache import KVCache
-from flashvl.checkpoint import read_config, read_headers
-from flashvl.cli import main
+from flashvl import FlashVLModel
+from flashvl.checkpoint.files import read_headers
+from flashvl.checkpoint.published import read_config
+from flashvl.cli import build_parser, main
 from flashvl.errors import CheckpointError, FlashVLError
-from flashvl.generate import decode_one_token, prefill
-from flashvl.tools import (
-    bench_ceilings,
-    bench_memory,
-    bench_table,
-    bench_timing,
-    random_checkpoint,
+from flashvl.generation.generate import LAST, new_cache
+from flashvl.tools.bench import ceilings, measure, memory, random_checkpoint, report
+from flashvl.tools.bench.measure import Timing, peak_bytes, take_turns
+from flashvl.tools.bench.memory import measure_memory
+from flashvl.tools.bench.peers import compare_compiled, int8_loss
+from flashvl.tools.bench.stages import (
+    Sizes,
+    Stages,
+    count_stages,
+    grid_of,
+    input_shapes,
+    picture_of,
 )
-from flashvl.tools.bench_device import peak_bytes
-from flashvl.tools.bench_memory import measure_memory
-from flashvl.tools.bench_modes import compare_compiled, int8_loss
-from flashvl.tools.bench_stages import STAGES, Sizes, Stages, count_stages, input_shapes, picture_of
-from flashvl.tools.bench_timing import Timing, take_turns
 from flashvl.tools.transformers_modules import Published, build_decoder, build_tower
 
 CPU = torch.device("cpu")
+STAGES = ["preprocess", "vision", "compressor", "prefill", "decode"]
 SIZES = Sizes(tiles=1, prompt=50, new=3)
 FAST = ["--prompt", "50", "--new", "3", "--runs", "2", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
 def _little_memory_and_a_cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_ceilings, "READ_BYTES", 2**20)
+    monkeypatch.setattr(ceilings, "READ_BYTES", 2**20)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
@@ -53,19 +54,21 @@ def stored(tmp_path_factory):
     return folder
 
 
-def test_the_whole_command(stored, tmp_path, capsys):
+def test_the_whole_command(stored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, "SERIES", 2)
+    here = torch.ones(2**26)  # 256 MB, which are not in the process that measures memory
     more = ["--peer", "transformers", "--quantize", "int8", "--json", str(tmp_path / "report.json")]
     assert main(["bench", "--model", str(stored), *FAST, *more]) == 0
-    report = capsys.readouterr().out
-    result = json.loads(report.splitlines()[-1])
+    printed = capsys.readouterr().out
+    result = json.loads(printed.splitlines()[-1])
     assert json.loads((tmp_path / "report.json").read_text()) == result
-    assert report.index("ceiling") < report.index("stage")
+    assert printed.index("ceiling") < printed.index("stage")
 
-    machine, ceilings, stages = result["machine"], result["ceilings"], result["stages"]
+    machine, found, stages = result["machine"], result["ceilings"], result["stages"]
     assert machine["device"] == "cpu"
     assert machine["torch"] == torch.__version__
-    rates = [ceilings["read"], *ceilings["one_row"].values()]
-    rates += [rate for part in ceilings["products"].values() for rate in part.values()]
+    rates = [found["read"], *found["one_row"].values()]
+    rates += [rate for part in found["products"].values() for rate in part.values()]
     assert len(rates) == 7
     assert all(0 < rate < math.inf for rate in rates)
 
@@ -73,7 +76,7 @@ def test_the_whole_command(stored, tmp_path, capsys):
     config = read_config(stored, read_headers(stored))
     counts = count_stages(config, SIZES, torch.float32, torch.float32)
     for name, entry in stages.items():
-        assert 0 < entry["seconds_least"] <= entry["seconds"] <= entry["seconds_most"]
+        assert 0 < entry["seconds_min"] <= entry["seconds"] <= entry["seconds_max"]
         assert entry["runs"] == 2
         assert entry["bytes"] > 0
         steps = SIZES.new if name == "decode" else 1
@@ -82,19 +85,19 @@ def test_the_whole_command(stored, tmp_path, capsys):
             assert entry["operations_per_second"] * entry["seconds"] == pytest.approx(
                 entry["operations"]
             )
-    best = max(rate for part in ceilings["products"].values() for rate in part.values())
+    best = max(rate for part in found["products"].values() for rate in part.values())
     prefilling = stages["prefill"]
     assert prefilling["share_of_products"] == prefilling["operations_per_second"] / best
     decoding = stages["decode"]
-    assert decoding["share_of_read"] == decoding["bytes_per_second"] / ceilings["read"]
+    assert decoding["share_of_read"] == decoding["bytes_per_second"] / found["read"]
     assert (
-        decoding["share_of_one_row"]
-        == decoding["bytes_per_second"] / ceilings["one_row"]["float32"]
+        decoding["share_of_one_row"] == decoding["bytes_per_second"] / found["one_row"]["float32"]
     )
 
     peaks = [entry["peak_bytes"] for entry in stages.values()]
     assert peaks == sorted(peaks)  # each the most so far
     assert result["memory"]["peak_bytes"] == peaks[-1]
+    assert 0 < result["memory"]["before_bytes"] < peak_bytes(CPU) - here.nbytes / 2
     numbers = sum(math.prod(header.shape) for header in read_headers(stored).values())
     assert result["memory"]["checkpoint_bytes"] == 2 * numbers
 
@@ -108,24 +111,25 @@ def test_the_whole_command(stored, tmp_path, capsys):
     assert 0 <= result["int8"]["loss"]["equal_tokens"] <= 1
 
 
-def test_operations_are_those_that_torch_counts(any_model):
-    config = any_model.config
+def test_operations_are_those_that_torch_counts(any_flash):
+    config = any_flash.config
     counts = count_stages(config, SIZES, torch.float32, torch.float32)
     with torch.device("meta"):  # torch does not count attention as the CPU carries it out
-        model = FlashVL(config)
-        cache = KVCache(config.decoder, SIZES.prompt + SIZES.new, device="meta")
+        model = FlashVLModel(config)
         pixels, features = map(torch.empty, input_shapes(config, SIZES.tiles))
-        embeddings = torch.empty(1, SIZES.prompt, config.decoder.width)
-        token = torch.empty(1, 1, dtype=torch.long)
+        prompt = torch.empty(1, SIZES.prompt, dtype=torch.long)
+    cache = new_cache(model)
+    cache.reserve(SIZES.prompt + SIZES.new)
+    read = partial(model, cache=cache, logits_at=LAST)
 
     def decode():
         for _ in range(SIZES.new):
-            decode_one_token(model.decoder, token, cache)
+            read(prompt[:, :1])
 
     stages = {
         "vision": partial(model.vision, pixels),
         "compressor": partial(model.compressor, features),
-        "prefill": partial(prefill, model.decoder, embeddings, cache),
+        "prefill": partial(read, prompt),
         "decode": decode,
     }
     assert stages.keys() == counts.keys()
@@ -145,9 +149,9 @@ def test_bytes_by_hand():
     counts = count_stages(config, SIZES, torch.bfloat16, torch.float32)
 
     prefilling = counts["prefill"]
-    assert prefilling.weights == 2 * read
+    assert prefilling.weights == 2 * (read + 50 * 16)  # rows of the embedding
     assert prefilling.cache == 4 * a_token * (50 + 50)
-    assert prefilling.ends == 4 * (50 * 16 + 320)
+    assert prefilling.ends == 8 * 50 + 4 * 320
 
     decoding = counts["decode"]
     assert decoding.weights == 3 * 2 * (read + 16)  # one row of the embedding
@@ -157,7 +161,7 @@ def test_bytes_by_hand():
 
 
 def test_weights_that_a_stage_does_not_use_are_not_counted():
-    model = tiny_model("static")
+    model = tiny_model("static").model
     counts = count_stages(model.config, SIZES, torch.float32, torch.float32)
     read = sum(
         weight.nbytes
@@ -170,20 +174,35 @@ def test_weights_that_a_stage_does_not_use_are_not_counted():
 
 @pytest.mark.parametrize("kind", ["iss", "dynamic", "static"])
 def test_a_picture_has_the_tiles_that_were_asked_for(kind):
-    model = tiny_model(kind)
+    flash = tiny_model(kind)
     possible = {"iss": [1, 3, 4, 7], "dynamic": [1, 3, 13], "static": [1]}[kind]
     for tiles in possible:
-        picture = picture_of(tiles, model.config.tiler)
-        _, pixels = model.prepare(picture, [{"role": "user", "content": "?"}])
-        assert pixels.shape == input_shapes(model.config, tiles)[0]
+        grid = grid_of(tiles, flash.config.tiler)
+        picture = picture_of(grid, flash.config.tiler)
+        prompt = flash.prepare(picture, [{"role": "user", "content": "?"}])
+        assert prompt.pixels.shape == input_shapes(flash.config, tiles)[0]
+        assert prompt.grids == [grid]
 
 
-def test_every_stage_runs_again_and_alone(any_model):
-    stages = Stages(any_model, SIZES)
+def test_every_stage_runs_again_and_alone(any_flash):
+    stages = Stages(any_flash, SIZES)
+    assert list(stages.by_name) == STAGES
     for name in (*reversed(STAGES), *STAGES):
-        stages.stage(name)()
+        stages.by_name[name]()
     assert stages.cache.length == SIZES.prompt + SIZES.new
     assert stages.vision().shape == stages.features.shape
+
+
+def test_prefill_and_decode_are_passes_of_the_network():
+    flash, passes = tiny_model(), []
+    flash.model.register_forward_hook(
+        lambda _, inputs, logits: passes.append((tuple(inputs[0].shape), logits.shape[1]))
+    )
+    stages = Stages(flash, SIZES)
+    stages.prefill()
+    assert passes == [((1, SIZES.prompt), 1)]  # of whose tokens the last alone gets logits
+    stages.decode()
+    assert passes[1:] == [((1, 1), 1)] * SIZES.new
 
 
 def test_sides_take_turns():
@@ -196,7 +215,7 @@ def test_sides_take_turns():
 
 def test_what_takes_long_runs_once(monkeypatch):
     seconds = {"slow": iter([50.0]), "fast": iter([9.0, 3.0, 1.0, 2.0])}
-    monkeypatch.setattr(bench_timing, "seconds_of", lambda side, device: next(seconds[side]))
+    monkeypatch.setattr(measure, "seconds_of", lambda side, device: next(seconds[side]))
     times = take_turns("", {"slow": "slow", "fast": "fast"}, 3, CPU)
     assert times == {"slow": Timing((50.0,)), "fast": Timing((3.0, 1.0, 2.0))}
     assert times["fast"].median == 2.0
@@ -212,25 +231,25 @@ def test_ceilings_are_of_one_run_however_many_are_timed(seconds, calls, monkeypa
         run()
         return seconds * (len(ran) - before)
 
-    monkeypatch.setattr(bench_timing, "seconds_of", clock)
-    assert bench_timing.best_of(partial(ran.append, None), CPU) == pytest.approx(seconds)
+    monkeypatch.setattr(measure, "seconds_of", clock)
+    assert measure.best_of(partial(ran.append, None), CPU) == pytest.approx(seconds)
     assert len(ran) == calls
 
 
 def test_times_in_words():
     seconds = (0.0012345, 0.0999, 0.9994, 0.9996, 61.0)
     in_words = ["1.23 ms", "99.9 ms", "999 ms", "1.00 s", "61.00 s"]
-    assert [bench_table.time(one) for one in seconds] == in_words
+    assert [report.duration(one) for one in seconds] == in_words
 
 
 def test_ratios_in_words():
-    assert bench_table.ratio("decode", {"ratio": 0.25}) == "4.00 x the tokens/s"
-    assert bench_table.ratio("vision", {"ratio": 0.25}) == "0.25 x the time"
+    assert report.ratio("decode", {"ratio": 0.25}) == "4.00 x the tokens/s"
+    assert report.ratio("vision", {"ratio": 0.25}) == "0.25 x the time"
 
 
 def test_a_model_loses_nothing_against_itself():
     stages = Stages(tiny_model(), SIZES)
-    loss = int8_loss(stages, stages.model)
+    loss = int8_loss(stages, stages.flash)
     assert (loss["largest_difference"], loss["equal_tokens"]) == (0.0, 1.0)
     assert loss["tokens"] == 128
     assert loss["largest_logit"] > 0
@@ -243,12 +262,26 @@ def test_another_model_loses():
     assert loss["equal_tokens"] < 1
 
 
-def test_compiled_stages_are_those_of_the_eager_model():
-    stages = Stages(tiny_model(), SIZES)
-    result = compare_compiled(stages, tiny_model(), runs=2)
+def test_compiled_stages_are_compared_with_the_eager_model():
+    result = compare_compiled(Stages(tiny_model(), SIZES), tiny_model(), runs=2)
     assert list(result) == ["vision", "prefill", "decode"]
     assert all(sides["seconds_to_compile"] > 0 for sides in result.values())
-    assert "compiled takes" in bench_table.compiled({"compiled": result})
+    assert "compiled takes" in report.compiled({"compiled": result})
+
+
+@pytest.mark.slow
+def test_the_command_compiles(stored, tmp_path, monkeypatch, capsys):
+    compiled = tmp_path / "compiled"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+    assert main(["bench", "--model", str(stored), *FAST, "--compile"]) == 0
+    assert list(compiled.rglob("*.so"))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["compiled"]
+    assert list(result) == ["vision", "prefill", "decode"]
+    for sides in result.values():
+        assert sides["seconds_to_compile"] > 0
+        assert sides["ratio"] == pytest.approx(
+            sides["compiled"]["seconds"] / sides["flashvl"]["seconds"]
+        )
 
 
 @pytest.mark.parametrize("kind", ["dynamic-iss", "static"])
@@ -268,28 +301,20 @@ def test_peers_in_bfloat16_hold_the_stored_weights(kind, tmp_path):
             assert torch.equal(weight.float(), weights[name]), name
 
 
-def test_memory_is_that_of_another_process(stored):
-    here = torch.ones(2**26)  # 256 MB
-    peaks = measure_memory(stored, SIZES, "cpu", "auto")
-    assert list(peaks) == ["before", "load", *STAGES]
-    assert list(peaks.values()) == sorted(peaks.values())
-    assert 0 < peaks["before"] < peak_bytes(CPU) - here.nbytes / 2
-
-
-@pytest.mark.parametrize(("code", "said"), [(2, "failed: the reason$"), (-9, "want of memory$")])
+@pytest.mark.parametrize(("code", "said"), [(2, "failed: the reason$"), (-9, "memory ran out$")])
 def test_another_process_that_fails_says_why(stored, monkeypatch, code, said):
     def fail(command, **_):
         return subprocess.CompletedProcess(command, code, "", "warning\nthe reason\n")
 
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(FlashVLError, match=said):
-        measure_memory(stored, SIZES, "cpu", "auto")
+        measure_memory(stored, SIZES, CPU, "auto")
 
 
 def test_the_other_process_ends_with_one_line(tmp_path, monkeypatch, capsys):
     settings = json.dumps([str(tmp_path), vars(SIZES), "cpu", "auto", False])
     monkeypatch.setattr(sys, "argv", ["", settings])
-    assert bench_memory.main() == 2
+    assert memory.main() == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
@@ -324,6 +349,11 @@ def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys):
     assert (code, captured.out) == (2, "")
     assert captured.err.count("\n") == 1
     assert said in captured.err
+
+
+@pytest.mark.parametrize("name", random_checkpoint.NAMES)
+def test_the_command_line_knows_every_random_model(name):
+    assert build_parser().parse_args(["bench", "--random", name]).random == name
 
 
 @pytest.fixture

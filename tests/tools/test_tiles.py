@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import picture, tiny_model, tiny_published, user
 
+from flashvl import FlashVLConfig
+from flashvl.checkpoint.hub import published_models
 from flashvl.cli import main
-from flashvl.compressor import Compressor
-from flashvl.config import FlashVLConfig
 from flashvl.errors import ArgumentError
-from flashvl.hub import published_models
-from flashvl.tiling import choose_grid, cut_tiles
+from flashvl.input.tiling import choose_grid, cut_tiles
+from flashvl.model.compressor import Compressor
 from flashvl.tools import tiles
 from flashvl.tools.drawing import ORANGE, WHITE, save
 
@@ -48,12 +48,12 @@ def test_seen_by_is_that_of_a_plain_loop(grid, core, margin):
 @given(grids, st.sampled_from(MODES))
 def test_a_token_is_the_mean_of_as_many_tiles_as_the_compressor_takes(grid, mode):
     """Each tile's features have a channel of their own; the tokens show whose are in them."""
-    config, cells = config_of(stitching=mode), grid[0] * grid[1]
+    config, cells = config_of(stitching=mode, thumbnail=False), grid[0] * grid[1]
     patches = config.vision.side - 2 * (config.tiler.margin // config.vision.patch_size) * (
         mode == "none"
     )
     features = torch.eye(cells, config.vision.width)[:, None].expand(-1, patches**2, -1)
-    tokens = Compressor(config).reduce(features, grid)  # (cells, tokens, D)
+    tokens = Compressor(config).reduce(features, [grid])  # (cells, tokens, D)
     wanted = tiles.tokens_averaged(grid, config)  # (rows * side, columns * side)
     side = wanted.shape[0] // grid[0]
     apart = cut_tiles(wanted, grid, side).reshape(cells, -1)  # (cells, tokens)
@@ -67,12 +67,11 @@ def test_the_counts_are_those_of_the_prompt(kind, size):
     rows = [line.split() for line in tiles.counts(image, config_of(kind)).splitlines()[2:]]
     assert [row[0] for row in rows] == (list(MODES) if kind == "iss" else ["no"])
     for row in rows:
-        model = tiny_model(kind, **({"stitching": row[0]} if kind == "iss" else {}))
-        ids, pixels = model.prepare(image, user())
-        features = model.vision(pixels)  # (S, N, D)
+        flash = tiny_model(kind, **({"stitching": row[0]} if kind == "iss" else {}))
+        ids, pixels, [grid] = flash.prepare(image, user())
+        features = flash.model.vision(pixels)  # (S, N, D)
         numbers = [len(pixels), pixels.shape[-1], features.shape[:2].numel(), (ids < 0).sum()]
         assert row[-4:] == [str(int(number)) for number in numbers]
-        grid = model.grid(image)
         assert row[-7:-4] == [str(grid[0]), "x", str(grid[1])]
 
 
@@ -108,7 +107,7 @@ def test_any_picture_is_drawn(width, height, kind):
     assert sheet.mode == "RGB"
 
 
-def test_squares_of_a_seam_have_the_colour_of_the_legend():
+def test_squares_of_a_seam_have_the_color_of_the_legend():
     config, grid = config_of(stitching="mean"), (2, 2)
     averaged = tiles.tokens_averaged(grid, config)  # (12, 12)
     white = Image.new("RGB", (10, 10), WHITE)
@@ -117,13 +116,13 @@ def test_squares_of_a_seam_have_the_colour_of_the_legend():
         tuple(map(int, place)): drawn.getpixel((int(place[1]) * 20 + 9, int(place[0]) * 20 + 9))
         for place in np.ndindex(12, 12)
     }
-    for place, colour in found.items():
+    for place, color in found.items():
         seen = 2 ** sum(at in (5, 6) for at in place)
         wanted = WHITE
         if seen > 1:
-            pure = tiles.token_colour(seen)
+            pure = tiles.token_color(seen)
             wanted = tuple(round(255 * 0.3 + 0.7 * channel) for channel in pure)
-        assert np.abs(np.subtract(colour, wanted)).max() <= 1
+        assert np.abs(np.subtract(color, wanted)).max() <= 1
 
 
 # The user's path.

@@ -16,15 +16,15 @@ from tiny import PUBLISHED, picture, teach_answer, tiny_model, user
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashvl import FlashVL, FlashVLConfig
+from flashvl import FlashVL, FlashVLConfig, FlashVLModel
+from flashvl.checkpoint.hub import published_models, weights_folder
 from flashvl.cli import main
-from flashvl.hub import published_models, weights_folder
-from flashvl.tools.trace import trace
-from flashvl.tools.trace_page import page
-from flashvl.tools.trace_shapes import model_of_shapes
-from flashvl.tools.trace_table import short
+from flashvl.generation.generate import LAST
+from flashvl.model.recording import INPUT, recorded
+from flashvl.tools.trace.report import page, short
+from flashvl.tools.trace.trace import model_of_shapes, trace, trace_shapes
 
-STAGES = ["preprocess", "vision", "compressor", "embed", "prefill", "head", "decode"]
+STAGES = ["preprocess", "embed", "vision", "compressor", "prefill", "head", "decode"]
 QUESTION = "What is in the picture?"
 NANO_PICTURE = weights_folder() / "nano" / "pictures" / "red-circle-and-blue-star.png"
 
@@ -44,10 +44,10 @@ def stages(result: dict) -> dict[str, dict]:
     return {row["name"]: row for row in result["rows"] if row["depth"] == 1}
 
 
-def counted_by_torch(run) -> int:
+def counted_by_torch(run, *arguments) -> int:
     """Operations by torch's own counter, attention in the plain form that it can see into."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run()
+        run(*arguments)
     return counter.get_total_flops()
 
 
@@ -65,42 +65,42 @@ def test_nanos_operations_are_those_of_torchs_counter(nano):
     assert result["total"]["operations"] == wanted > 0
 
 
-def test_each_stages_operations_are_those_of_torchs_counter(any_model):
-    image = picture(40, 20)
-    found = stages(trace(any_model, image, "Why?", max_new_tokens=3))
-    grid = any_model.grid(image)
+def test_each_stages_operations_are_those_of_torchs_counter(any_flash):
+    """Each part of the network is run alone, with what it was given in the pass over the prompt."""
+    image, model = picture(40, 20), any_flash.model
+    found = stages(trace(any_flash, image, "Why?", max_new_tokens=3))
+    prepared = counted_by_torch(any_flash.prepare, image, user("Why?"))
+    assert found["preprocess"]["operations"] == prepared
+    prompt = any_flash.prepare(image, user("Why?"))
+    parts = {
+        "embed": "decoder.embedding",
+        "vision": "vision",
+        "compressor": "compressor",
+        "prefill": "decoder",
+        "head": "decoder.head",
+    }
     with torch.no_grad():
-        input_ids, pixels = any_model.prepare(image, user("Why?"))
-        features = any_model.vision(pixels)
-        image_tokens = any_model.compressor(features, grid)
-        embeddings = any_model.embed(input_ids, image_tokens)
-        hidden = any_model.decoder(embeddings)
-        wanted = {
-            "preprocess": lambda: any_model.prepare(image, user("Why?")),
-            "vision": lambda: any_model.vision(pixels),
-            "compressor": lambda: any_model.compressor(features, grid),
-            "embed": lambda: any_model.embed(input_ids, image_tokens),
-            "prefill": lambda: any_model.decoder(embeddings),
-            "head": lambda: any_model.decoder.head(hidden[:, -1]),
-        }
-        for name, run in wanted.items():
-            assert found[name]["operations"] == counted_by_torch(run), name
+        with recorded(model, [name + INPUT for name in parts.values()]) as inputs:
+            model(*prompt, logits_at=LAST)
+        for stage, name in parts.items():
+            alone = counted_by_torch(model.get_submodule(name), inputs[name + INPUT])
+            assert found[stage]["operations"] == alone, stage
 
 
 def test_nanos_parameters_are_its_tensors(nano):
     result = trace(nano, Image.open(NANO_PICTURE), QUESTION)
     found = {name: row["parameters"] for name, row in stages(result).items()}
-    decoder = nano.decoder
+    decoder = nano.model.decoder
     assert found == {
         "preprocess": 0,
-        "vision": count(nano.vision),
-        "compressor": count(nano.compressor),
         "embed": count(decoder.embedding),
+        "vision": count(nano.model.vision),
+        "compressor": count(nano.model.compressor),
         "prefill": count(decoder.layers) + count(decoder.norm),
         "head": count(decoder.head),
         "decode": count(decoder),
     }
-    assert result["total"]["parameters"] == count(nano)
+    assert result["total"]["parameters"] == count(nano.model)
 
 
 def count(module: torch.nn.Module) -> int:
@@ -113,7 +113,7 @@ def test_the_published_models_by_arithmetic(repository):
     known = published_models()[repository]
     text_tokens, new_tokens = 32, 3
     image = Image.new("RGB", (1200, 600))
-    result = trace(model_of_shapes(repository, "auto"), image, text_tokens, new_tokens)
+    result = trace_shapes(model_of_shapes(repository), image, text_tokens, new_tokens)
     assert result["total"]["parameters"] == known["parameters"]
     assert result["total"]["milliseconds"] is None
 
@@ -154,20 +154,23 @@ def test_the_published_models_by_arithmetic(repository):
     assert result["total"]["operations"] == 2 * sum(wanted.values())
 
 
-def test_bytes_are_weights_read_and_what_goes_in_and_comes_out(model):
-    result = trace(model, picture(40, 20), "Why?", max_new_tokens=3, depth=3)
+def test_bytes_are_weights_read_and_what_goes_in_and_comes_out(flash):
+    result = trace(flash, picture(40, 20), "Why?", max_new_tokens=3, depth=3)
     rows = {(row["depth"], row["name"]): row for row in result["rows"][::-1]}  # first call first
-    tokens, width = result["prompt_tokens"], model.config.decoder.width
-    layer = model.decoder.layers[0]
+    decoder = flash.model.decoder
+    tokens, width = result["prompt_tokens"], flash.config.decoder.width
+    layer = decoder.layers[0]
     through = 2 * tokens * width * 4
     assert rows[2, "decoder.layers.0"]["calls"] == 1
     assert rows[2, "decoder.layers.0"]["bytes"] == 4 * count(layer) + through
     assert rows[3, "decoder.layers.0.mlp"]["bytes"] == 4 * count(layer.mlp) + through
     assert rows[1, "prefill"]["bytes"] == rows[1, "prefill"]["parameters"] * 4 + through
-    decode, decoder = rows[1, "decode"], model.decoder
+    # Ids go in, and the rows that they name are read and come out.
+    assert rows[1, "embed"]["bytes"] == tokens * 8 + through
+    decode = rows[1, "decode"]
     a_step = 4 * (count(decoder) - count(decoder.embedding))  # all weights but the embedding's
     a_step += 4 * width  # of which one row is read
-    a_step += 8 + 4 * model.config.decoder.vocabulary  # an id goes in, logits come out
+    a_step += 8 + 4 * flash.config.decoder.vocabulary  # an id goes in, logits come out
     assert decode["bytes"] == decode["calls"] * a_step
 
 
@@ -182,13 +185,14 @@ def test_bytes_are_weights_read_and_what_goes_in_and_comes_out(model):
     depth=st.integers(1, 6),
 )
 def test_shapes_alone_give_the_same_counts_as_a_run(kind, stitching, size, depth):
-    model = tiny_model(kind, stitching=stitching)
-    model.stop_ids = frozenset()  # an answer of exactly as many tokens as asked for
+    flash = tiny_model(kind, stitching=stitching)
+    flash.stop_ids = frozenset()  # an answer of exactly as many tokens as asked for
     image = picture(*size)
-    real = trace(model, image, "Why?", 3, depth)
+    real = trace(flash, image, "Why?", 3, depth)
     with torch.device("meta"):
-        shapes = FlashVL(model.config)
-    dry = trace(shapes, image, real["prompt_tokens"] - real["image_tokens"], 3, depth)
+        shapes = FlashVLModel(flash.config)
+    text_tokens = real["prompt_tokens"] - real["image_tokens"]
+    dry = trace_shapes(shapes, image, text_tokens, 3, depth)
     untimed = [{**row, "milliseconds": None, "share": None} for row in real["rows"]]
     assert [{**row, "share": None} for row in dry["rows"]] == untimed
     assert dry["total"] == {**real["total"], "milliseconds": None}
@@ -201,9 +205,9 @@ def test_shapes_alone_give_the_same_counts_as_a_run(kind, stitching, size, depth
 @pytest.mark.parametrize("kind", list(PUBLISHED))
 def test_deeper_rows_lie_within_their_stages(kind):
     """The parts' operations are the whole's, where the parts do all of the work."""
-    model = tiny_model(kind)
-    model.stop_ids = frozenset()
-    results = [trace(model, picture(), "Why?", 3, depth) for depth in (1, 2, 3, 4, 9)]
+    flash = tiny_model(kind)
+    flash.stop_ids = frozenset()
+    results = [trace(flash, picture(), "Why?", 3, depth) for depth in (1, 2, 3, 4, 9)]
     for shallow, deep in itertools.pairwise(results):
         kept = [
             row
@@ -227,23 +231,23 @@ def test_deeper_rows_lie_within_their_stages(kind):
     assert "vision.layers.1.attention" in [row["name"] for row in results[2]["rows"]]
 
 
-def test_the_answer_is_chats_and_nothing_stays_behind(model):
-    wanted = model.chat(picture(), user("Why?"), max_new_tokens=9)
-    result = trace(model, picture(), "Why?", 9, depth=5)
+def test_the_answer_is_chats_and_nothing_stays_behind(flash):
+    wanted = flash.chat(picture(), user("Why?"), max_new_tokens=9)
+    result = trace(flash, picture(), "Why?", 9, depth=5)
     assert result["answer"] == wanted
-    for module in model.modules():
+    for module in flash.model.modules():
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-    assert model.chat(picture(), user("Why?"), max_new_tokens=9) == wanted
+    assert flash.chat(picture(), user("Why?"), max_new_tokens=9) == wanted
 
 
 def test_decoding_ends_with_the_answer():
-    model = tiny_model()
-    ids = teach_answer(model, "red")  # the last one is the stop token
-    result = trace(model, picture(), "Why?", 9)
+    flash = tiny_model()
+    ids = teach_answer(flash, "red")  # the last one is the stop token
+    result = trace(flash, picture(), "Why?", 9)
     assert (result["answer"], result["new_tokens"]) == ("red", len(ids) - 1)
     assert stages(result)["decode"]["calls"] == len(ids) - 1
-    cut = trace(model, picture(), "Why?", 1)
+    cut = trace(flash, picture(), "Why?", 1)
     assert "decode" not in stages(cut)
 
 
@@ -251,8 +255,8 @@ def test_a_tied_head_counts_once():
     published = {**PUBLISHED["iss"]}
     published["llm_config"] = published["llm_config"] | {"tie_word_embeddings": True}
     with torch.device("meta"):
-        model = FlashVL(FlashVLConfig.from_dict(published))
-    result = trace(model, None, 4, 2)
+        model = FlashVLModel(FlashVLConfig.from_dict(published))
+    result = trace_shapes(model, None, 4, 2)
     table = model.config.decoder.vocabulary * model.config.decoder.width
     assert stages(result)["head"]["parameters"] == table
     assert stages(result)["decode"]["parameters"] == count(model.decoder)
@@ -263,7 +267,7 @@ def test_what_is_never_read_is_named():
     static = tiny_model("static")
     notes = trace(static, picture(), "Why?", 2)["notes"]
     assert any(
-        "vision.pooling_head" in note and f"{count(static.vision.pooling_head):,}" in note
+        "vision.pooling_head" in note and f"{count(static.model.vision.pooling_head):,}" in note
         for note in notes
     )
     assert not trace(tiny_model(), picture(), "Why?", 2)["notes"]
@@ -286,7 +290,7 @@ def test_the_command_prints_a_table(nano, capsys):
     assert lines[0].split()[-4:] == ["ms", "share", "of", "time"]
     assert f"answer: {nano.chat(str(NANO_PICTURE), user(QUESTION), max_new_tokens=32)}" in lines
     total = next(line for line in lines if line.startswith("total: "))
-    assert f"{count(nano):,} parameters" in total
+    assert f"{count(nano.model):,} parameters" in total
 
 
 def test_the_command_prints_json_and_writes_a_page(folder, photo, tmp_path, capsys):
@@ -321,7 +325,8 @@ def test_a_folder_by_shapes_alone_loads_no_weight(folder, photo, capsys, monkeyp
     def refuse(*_):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("flashvl.model.load_tensors", refuse)
+    monkeypatch.setattr("flashvl.chat.load_tensors", refuse)
+    monkeypatch.setattr("flashvl.checkpoint.load.load_tensors", refuse)
     command = ["trace", "--model", str(folder), "--dry", "--prompt", "7", "--image", photo]
     assert main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -346,6 +351,7 @@ def test_a_folder_by_shapes_alone_loads_no_weight(folder, photo, capsys, monkeyp
         (["--image", str(NANO_PICTURE), "--html", "x" * 400], "--html"),
         (["--dry", "What is it?"], "--prompt"),
         (["--dry", "--prompt", "0"], "--prompt"),
+        (["--dry", "--revision", "main"], "--revision"),
         (["--dry", "--prompt", "9999999"], "context"),
         (["--dry", "--model", "no/such"], "no/such"),
         (["--dry", "--model", "no-such"], "no-such"),
@@ -415,8 +421,8 @@ def test_the_page_stands_alone_and_says_what_the_table_says():
 @pytest.fixture(scope="module")
 def traced() -> dict:
     with torch.device("meta"):
-        shapes = FlashVL(FlashVLConfig.from_dict(PUBLISHED["iss"]))
-    return trace(shapes, None, 4, 2)
+        shapes = FlashVLModel(FlashVLConfig.from_dict(PUBLISHED["iss"]))
+    return trace_shapes(shapes, None, 4, 2)
 
 
 @given(name=st.text(), question=st.text())

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import picture, teach_answer, tiny_model, tiny_published, user
 
-from flashvl import FlashVL
+from flashvl import FlashVL, FlashVLConfig
 from flashvl.cli import main
-from flashvl.compressor import Compressor
-from flashvl.config import FlashVLConfig
-from flashvl.decoder import DecoderAttention, rope_rotation
 from flashvl.errors import ArgumentError, MessageError
-from flashvl.tiling import cut_tiles
+from flashvl.input.processor import Prompt
+from flashvl.input.tiling import cut_tiles
+from flashvl.model.compressor import Compressor
+from flashvl.model.decoder import DecoderAttention, rope_rotation
+from flashvl.model.recording import recorded
 from flashvl.tools.drawing import HEAT, heated, paragraph, printable
-from flashvl.tools.look import attend, attention_weights, lay_on_picture, look, spelled
-from flashvl.tools.parity import recorded
+from flashvl.tools.look import attention_weights, lay_on_picture, look, read_and_watch, spelled
 
 QUESTION = "What is this?"
 grids = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -38,21 +38,26 @@ def checkpoint(tmp_path_factory):
 # First the attention.
 
 
-def test_attention_is_that_of_transformers(checkpoint):
+@pytest.mark.parametrize("image", [None, picture(60, 40)])
+def test_attention_is_that_of_transformers(checkpoint, image):
     folder, reference = checkpoint
-    decoder = FlashVL.from_pretrained(folder, device="cpu").decoder
-    embeddings = torch.randn(1, 11, decoder.config.width)
+    flash = FlashVL.from_pretrained(folder, device="cpu")
+    prompt, model = flash.prepare(image, user(QUESTION)), flash.model
+    embeddings = reference.prompt(image, user(QUESTION))  # (1, T, D)
+    tokens = embeddings.shape[1]
+    first = tokens - 9
     reference.decoder.set_attn_implementation("eager")
     with torch.inference_mode():
         output = reference.decoder(inputs_embeds=embeddings, output_attentions=True)
         theirs = torch.cat([layer.mean(dim=1) for layer in output.attentions])  # (layers, T, T)
-        assert len(theirs) == decoder.config.layers == 3
+        assert theirs.shape == (model.config.decoder.layers, tokens, tokens)
+        assert len(theirs) == 3
         for layer, wanted in enumerate(theirs):
-            hidden, found = attend(decoder, embeddings, 4, layer)
-            torch.testing.assert_close(found, wanted[4:], atol=1e-5, rtol=0)
-        hidden, found = attend(decoder, embeddings, 4)
-        torch.testing.assert_close(found, theirs.mean(dim=0)[4:], atol=1e-5, rtol=0)
-        assert torch.equal(hidden, decoder(embeddings))
+            _, found = read_and_watch(model, prompt, first, layer)
+            torch.testing.assert_close(found, wanted[first:], atol=1e-5, rtol=0)
+        logits, found = read_and_watch(model, prompt, first)
+        torch.testing.assert_close(found, theirs.mean(dim=0)[first:], atol=1e-5, rtol=0)
+        assert torch.equal(logits, model(*prompt, logits_at=slice(first, None)))
 
 
 @given(
@@ -89,13 +94,13 @@ def test_applied_to_the_values_it_gives_the_modules_own_output(heads, half, toke
         torch.testing.assert_close(later, weights[:, :, first:])
 
 
-def test_the_answer_at_once_is_read_as_the_answer_one_by_one(model):
+def test_the_answer_at_once_is_read_as_the_answer_one_by_one(flash):
     """A token's attention does not change when more of the answer follows."""
-    embeddings = torch.randn(1, 9, model.config.decoder.width)
+    ids = torch.randint(flash.tokenizer.vocabulary, (1, 9))
     with torch.inference_mode():
-        _, at_once = attend(model.decoder, embeddings, 4)
+        _, at_once = read_and_watch(flash.model, Prompt(ids, None, []), 4)
         for row in range(5):
-            _, alone = attend(model.decoder, embeddings[:, : 5 + row], 4 + row)
+            _, alone = read_and_watch(flash.model, Prompt(ids[:, : 5 + row], None, []), 4 + row)
             torch.testing.assert_close(alone[0], at_once[row, : 5 + row])
             assert not at_once[row, 5 + row :].any()
 
@@ -113,7 +118,8 @@ def test_the_answer_at_once_is_read_as_the_answer_one_by_one(model):
 def test_a_marked_feature_is_found_at_its_place(stitching, order, grid, thumbnail, data):
     """One patch of the tower's output is marked; the compressor folds and orders the tokens."""
     kind = "dynamic" if stitching == "shuffle" else "iss"
-    assumed = {"token_order": order} | ({} if kind == "dynamic" else {"stitching": stitching})
+    assumed = {"token_order": order, "thumbnail": thumbnail}
+    assumed |= {} if kind == "dynamic" else {"stitching": stitching}
     config = FlashVLConfig.from_dict(tiny_published(kind, **assumed))
     margin, factor = config.stitched_margin, config.compressor.shuffle
     core = config.tiler.core_size // config.vision.patch_size
@@ -123,6 +129,7 @@ def test_a_marked_feature_is_found_at_its_place(stitching, order, grid, thumbnai
     canvas[y, x] = 1
     padding = ((margin, margin), (margin, margin), (0, 0))
     tiles = [cut_tiles(np.pad(canvas, padding), grid, core)]
+    thumbnail = thumbnail and grid != (1, 1)
     if thumbnail:
         mark = data.draw(st.tuples(*[st.integers(0, core - 1)] * 2))
         small = np.zeros((core, core, 1), dtype=np.float32)
@@ -130,7 +137,7 @@ def test_a_marked_feature_is_found_at_its_place(stitching, order, grid, thumbnai
         tiles.append(np.pad(small, padding)[None])
     features = torch.from_numpy(np.concatenate(tiles)).flatten(1, 2)  # (S, N, 1)
     features = features.expand(-1, -1, config.vision.width)
-    tokens = Compressor(config).reduce(features, grid).sum(dim=-1).numpy()  # (S, tokens)
+    tokens = Compressor(config).reduce(features, [grid]).sum(dim=-1).numpy()  # (S, tokens)
     assert tokens.shape[1] == config.tokens_per_tile
 
     laid, laid_thumbnail = lay_on_picture(tokens, grid, order)
@@ -154,37 +161,38 @@ def test_the_hottest_token_glows_at_its_pixels_alone(grid, side, data):
     assert np.abs(middles[row, column] - 0.85 * np.array(HEAT)).max() <= 1
 
 
-# Then the steps of an answer.
+# Then the tokens of an answer.
 
 
-def test_the_steps_are_the_models_own_answer(any_model):
-    steps = look(any_model, picture(), QUESTION, 6)
-    ids = [step.token_id for step in steps if step.token_id not in any_model.stop_ids]
-    assert any_model.tokenizer.decode(ids) == any_model.chat(
+def test_the_tokens_are_the_models_own_answer(any_flash):
+    answer = look(any_flash, picture(), QUESTION, 6)
+    ids = [token.token_id for token in answer if token.token_id not in any_flash.stop_ids]
+    assert any_flash.tokenizer.decode(ids) == any_flash.chat(
         picture(), user(QUESTION), max_new_tokens=6
     )
-    grid, side = any_model.grid(picture()), round(any_model.config.tokens_per_tile**0.5)
-    for step in steps:
-        assert step.tiles.shape == (grid[0] * side, grid[1] * side)
-        assert (step.thumbnail is None) == (grid == (1, 1))
-        parts = [step.tiles.sum(), step.text]
-        parts += [] if step.thumbnail is None else [step.thumbnail.sum()]
+    [grid] = any_flash.prepare(picture(), user(QUESTION)).grids
+    side = round(any_flash.config.tokens_per_tile**0.5)
+    for token in answer:
+        assert token.tiles.shape == (grid[0] * side, grid[1] * side)
+        assert (token.thumbnail is None) == (grid == (1, 1))
+        parts = [token.tiles.sum(), token.text]
+        parts += [] if token.thumbnail is None else [token.thumbnail.sum()]
         assert min(parts) > 0
         assert sum(parts) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_candidates_are_the_models_own_logits(any_model):
-    steps = look(any_model, picture(), QUESTION, 3)
-    ids, pixels = any_model.prepare(picture(), user(QUESTION))
+def test_the_candidates_are_the_models_own_logits(any_flash):
+    answer = look(any_flash, picture(), QUESTION, 3)
+    ids, pixels, grids = any_flash.prepare(picture(), user(QUESTION))
     with torch.inference_mode():
-        for step in steps:
-            logits = any_model(ids, pixels, any_model.grid(picture()))[0, -1]
+        for token in answer:
+            logits = any_flash.model(ids, pixels, grids)[0, -1]
             best = logits.softmax(dim=-1).topk(5)
-            assert [token_id for token_id, _ in step.candidates] == best.indices.tolist()
-            chances = [chance for _, chance in step.candidates]
+            assert [token_id for token_id, _ in token.candidates] == best.indices.tolist()
+            chances = [chance for _, chance in token.candidates]
             assert chances == pytest.approx(best.values.tolist(), rel=1e-4)
-            assert (step.token_id, step.probability) == step.candidates[0]
-            ids = torch.cat((ids, torch.tensor([[step.token_id]])), dim=1)
+            assert (token.token_id, token.probability) == token.candidates[0]
+            ids = torch.cat((ids, torch.tensor([[token.token_id]])), dim=1)
 
 
 @pytest.mark.parametrize("assumptions", [{"stitching": "mean"}, {"slice_markers": ["a", "b"]}])
@@ -192,35 +200,36 @@ def test_attention_goes_to_the_places_of_the_picture(assumptions):
     """By hand: the places of -200 and -201 alone, in all layers or in one."""
     if "slice_markers" in assumptions:
         assumptions = {"slice_markers": ["[PLACEHOLDER_0]", "[PLACEHOLDER_1]"]}
-    model = tiny_model("iss", **assumptions)
-    ids, pixels = model.prepare(picture(), user(QUESTION))
-    places = (ids[0] < 0).nonzero().flatten()
+    flash = tiny_model("iss", **assumptions)
+    prompt = flash.prepare(picture(), user(QUESTION))
+    places = (prompt.input_ids[0] < 0).nonzero().flatten()
+    first = prompt.input_ids.shape[1] - 1
     for layer in (None, 0, 1):
-        step = look(model, picture(), QUESTION, 1, layer)[0]
+        token = look(flash, picture(), QUESTION, 1, layer)[0]
         with torch.inference_mode():
-            embeddings = model.embed(ids, model.encode(pixels, model.grid(picture())))
-            _, attention = attend(model.decoder, embeddings, ids.shape[1] - 1, layer)
+            _, attention = read_and_watch(flash.model, prompt, first, layer)
         on_tokens = attention[0, places].reshape(3, 6, 6).numpy()  # 1 x 2 tiles, thumbnail
-        np.testing.assert_allclose(step.tiles, np.hstack(on_tokens[:2]), atol=1e-6)
-        np.testing.assert_allclose(step.thumbnail, on_tokens[2], atol=1e-6)
+        np.testing.assert_allclose(token.tiles, np.hstack(on_tokens[:2]), atol=1e-6)
+        np.testing.assert_allclose(token.thumbnail, on_tokens[2], atol=1e-6)
 
 
-def test_the_stop_token_is_a_step_unless_the_answer_was_cut_off():
-    model = tiny_model()
-    ids = teach_answer(model, "red!")
-    assert [step.token_id for step in look(model, picture(), QUESTION, 20)] == ids
-    for most in range(1, len(ids)):
-        assert [s.token_id for s in look(model, picture(), QUESTION, most)] == ids[:most]
+def test_the_stop_token_is_one_of_them_unless_the_answer_was_cut_off():
+    flash = tiny_model()
+    ids = teach_answer(flash, "red!")
+    assert [token.token_id for token in look(flash, picture(), QUESTION, 20)] == ids
+    for limit in range(1, len(ids)):
+        found = look(flash, picture(), QUESTION, limit)
+        assert [token.token_id for token in found] == ids[:limit]
 
 
-def test_what_cannot_be_looked_at_is_refused(model):
+def test_what_cannot_be_looked_at_is_refused(flash):
     for layer in (-1, 2):
         with pytest.raises(ArgumentError, match="layers 0 to 1"):
-            look(model, picture(), QUESTION, 1, layer)
+            look(flash, picture(), QUESTION, 1, layer)
     with pytest.raises(ArgumentError, match="max_new_tokens"):
-        look(model, picture(), QUESTION, 0)
+        look(flash, picture(), QUESTION, 0)
     with pytest.raises(MessageError, match="context"):
-        look(model, picture(), "long " * 600, 1)
+        look(flash, picture(), "long " * 600, 1)
 
 
 # Then words.
@@ -239,8 +248,8 @@ def test_chinese_is_spelled_and_never_a_box():
     assert drawn.tobytes() == paragraph("\\u989c\\u8272", 300).tobytes()
 
 
-def test_every_token_has_a_name_of_its_own(model):
-    tokenizer = model.tokenizer
+def test_every_token_has_a_name_of_its_own(flash):
+    tokenizer = flash.tokenizer
     names = [spelled(token_id, tokenizer) for token_id in range(tokenizer.vocabulary)]
     assert len(set(names)) == len(names)
     assert all(name.isascii() for name in names)

@@ -8,7 +8,7 @@
 - wide products: both kinds of matrix of an MLP, up and down, with the tower's and prefill's rows;
   in float32 on a CPU by torch's BLAS or by oneDNN, the faster of the two.
 
-The fastest of several runs counts: what disturbs can only slow down.
+The fastest of several runs counts: whatever disturbs a run only slows it down.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import FlashVLConfig
-from ..config_parts import DecoderConfig
-from ..cpu import fit_to_cpu, wide_product
-from ..device import DTYPES
-from .bench_timing import best_of, end_progress, show_progress
+from ...chat import HAS_FAST_PATHS
+from ...config import DecoderConfig, FlashVLConfig
+from ...terminal import end_progress, show_progress
+from .measure import best_of
 
 READ_BYTES = 2**30
 MEASURED = ("float32", "bfloat16")
@@ -59,13 +59,15 @@ def measure_ceilings(
     }
     show_progress("ceilings: reading memory", 0)
     read = read_rate(device)
-    one_row, products = {}, {part: {} for part in parts}
+    one_row: dict[str, float] = {}
+    products: dict[str, dict[str, float]] = {part: {} for part in parts}
     for done, name in enumerate(MEASURED):
+        dtype = getattr(torch, name)
         show_progress(f"ceilings: products of one row in {name}", 0.1 + done / 2)
-        one_row[name] = one_row_rate(decoder, DTYPES[name], device)
+        one_row[name] = one_row_rate(decoder, dtype, device)
         for part, shape in parts.items():
             show_progress(f"ceilings: products of {part} in {name}", 0.3 + done / 2)
-            products[part][name] = product_rate(*shape, DTYPES[name], device)
+            products[part][name] = product_rate(*shape, dtype, device)
     end_progress()
     return Ceilings(read, one_row, products)
 
@@ -73,8 +75,8 @@ def measure_ceilings(
 def read_rate(device: torch.device) -> float:
     """Bytes a second out of memory."""
     numbers = torch.ones(READ_BYTES // 4, device=device)
-    wholes = numbers.view(torch.int64)  # a sum of integers never waits for its rounding
-    seconds = min(best_of(numbers.amax, device), best_of(wholes.sum, device))
+    integers = numbers.view(torch.int64)  # unlike floats they may be added in any order
+    seconds = min(best_of(numbers.amax, device), best_of(integers.sum, device))
     return numbers.nbytes / seconds
 
 
@@ -85,10 +87,18 @@ def one_row_rate(config: DecoderConfig, dtype: torch.dtype, device: torch.device
     layers = min(config.layers, math.ceil(READ_BYTES / layer_bytes))
     matrices = nn.ModuleList(new_linear(shape, dtype, device) for shape in shapes * layers)
     size = sum(weight.nbytes for weight in matrices.parameters())
-    if device.type == "cpu" and dtype == torch.bfloat16:
+    if HAS_FAST_PATHS and device.type == "cpu" and dtype == torch.bfloat16:
+        from ...fast.cpu import fit_to_cpu
+
         fit_to_cpu(matrices)
     rows = {width: torch.ones(1, width, device=device, dtype=dtype) for _, width in shapes}
-    return size / best_of(lambda: [one(rows[one.weight.shape[1]]) for one in matrices], device)
+    inputs = [rows[width] for _, width in shapes * layers]  # each (1, width)
+
+    def multiply() -> None:
+        for matrix, row in zip(matrices, inputs):
+            matrix(row)
+
+    return size / best_of(multiply, device)
 
 
 def layer_shapes(config: DecoderConfig) -> list[tuple[int, int]]:
@@ -101,7 +111,9 @@ def layer_shapes(config: DecoderConfig) -> list[tuple[int, int]]:
 
 
 def new_linear(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> nn.Linear:
-    linear = nn.utils.skip_init(nn.Linear, *shape[::-1], bias=False, dtype=dtype, device=device)
+    """A matrix of (rows, columns) without the random numbers, which would take their time."""
+    rows, columns = shape
+    linear = nn.utils.skip_init(nn.Linear, columns, rows, bias=False, dtype=dtype, device=device)
     nn.init.constant_(linear.weight, 0.01)
     return linear
 
@@ -115,10 +127,14 @@ def product_rate(
     up = torch.randn(mlp_width, width, device=device).to(dtype)  # (MLP width, D)
     down = torch.randn(width, mlp_width, device=device).to(dtype)  # (D, MLP width)
     kernels: list[Callable[[Tensor, Tensor], Tensor]] = [F.linear]
-    if device.type == "cpu" and dtype == torch.float32:
-        kernels.append(lambda x, weight: wide_product(x, weight, None))
-    seconds = min(
-        best_of(lambda: (kernel(x, up), kernel(hidden, down)), device)  # noqa: B023
-        for kernel in kernels
-    )
+    if HAS_FAST_PATHS and device.type == "cpu" and dtype == torch.float32:
+        from ...fast.cpu import wide_product
+
+        kernels.append(partial(wide_product, bias=None))
+
+    def multiply(kernel: Callable[[Tensor, Tensor], Tensor]) -> None:
+        kernel(x, up)  # (rows, MLP width)
+        kernel(hidden, down)  # (rows, D)
+
+    seconds = min(best_of(partial(multiply, kernel), device) for kernel in kernels)
     return 2 * 2 * rows * width * mlp_width / seconds

@@ -1,10 +1,14 @@
-"""The table and the words of `flashvl trace`: pure functions of its JSON document."""
+"""What `flashvl trace` prints: table, words and page, pure functions of its JSON document.
+
+This module does without torch, for the command line's help quotes `MEANINGS`.
+"""
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
-from .verify import table
+from ...terminal import table
 
 # What the columns mean; under the table, on the page and in --help.
 MEANINGS = (
@@ -13,6 +17,7 @@ MEANINGS = (
     "cache.",
     "Operations: of linear maps and attention, a multiply-add as 2, attention over all pairs of "
     "tokens even where it is causal.",
+    "Embed: looking up the ids; putting the image tokens into their places is part of no stage.",
     "Decode: the steps after the first token, which prefill and head give; the last one may give "
     "the end of the answer.",
 )
@@ -31,10 +36,8 @@ def text(result: dict[str, Any]) -> str:
         shapes = [shapes_text(row["shapes_in"]), shapes_text(row["shapes_out"])]
         lines.append([name, *shapes, *counts, f"{row['share']:.1%}"])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    lines = [
-        (*line[:3], *(cell.rjust(width) for cell, width in zip(line[3:], widths[3:])))
-        for line in lines
-    ]
+    for line in lines:
+        line[3:] = [cell.rjust(width) for cell, width in zip(line[3:], widths[3:])]
     return "\n".join([table(lines), "", *summary(result), *MEANINGS])
 
 
@@ -84,3 +87,55 @@ def short(count: float) -> str:
 
 def shapes_text(shapes: list[list[int]]) -> str:
     return ", ".join(f"({', '.join(map(str, shape))})" for shape in shapes)
+
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
+th, td { padding: 0.2rem 0.6rem; text-align: left; white-space: nowrap; }
+th { border-bottom: 2px solid; }
+td { border-bottom: 1px solid #8884; }
+.number { text-align: right; }
+.stage td { font-weight: 600; }
+.bar { background: linear-gradient(#4a7fd0, #4a7fd0) no-repeat left / var(--share) 100% #8882;
+  display: inline-block; height: 0.8em; width: 8rem; }
+.wide { overflow-x: auto; }
+"""
+
+
+def page(result: dict[str, Any]) -> str:
+    """An HTML document that needs nothing else: no script, no picture, no other file."""
+    timed = result["total"]["milliseconds"] is not None
+    title = escape(f"flashvl trace: {result['model']}")
+    return "\n".join(
+        [
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            # Whatever a text holds, the browser fetches and runs nothing.
+            '<meta http-equiv="Content-Security-Policy" '
+            "content=\"default-src 'none'; style-src 'unsafe-inline'\">",
+            f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>",
+            *(f"<p>{escape(line)}</p>" for line in summary(result)),
+            '<div class="wide"><table>',
+            "<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads(result)) + "</tr>",
+            *(page_row(row, timed) for row in result["rows"]),
+            "</table></div>",
+            *(f"<p>{escape(line)}</p>" for line in MEANINGS),
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def page_row(row: dict[str, Any], timed: bool) -> str:
+    kind = ' class="stage"' if row["depth"] == 1 else ""
+    indent = f"padding-left: {0.6 + 1.2 * (row['depth'] - 1):.1f}rem"
+    cells = [f'<td style="{indent}">{escape(row["name"])}</td>']
+    cells += [f"<td>{escape(shapes_text(row[key]))}</td>" for key in ("shapes_in", "shapes_out")]
+    cells.append(f'<td class="number">{row["calls"]:,}</td>')
+    for key in ("parameters", "bytes", "operations"):
+        cells.append(f'<td class="number" title="{row[key]:,}">{short(row[key])}</td>')
+    if timed:
+        cells.append(f'<td class="number">{row["milliseconds"]:.2f}</td>')
+    share = f"{row['share']:.1%}"
+    cells.append(f'<td><span class="bar" style="--share: {share}"></span> {share}</td>')
+    return f"<tr{kind}>{''.join(cells)}</tr>"

@@ -1,0 +1,1 @@
+"""`flashvl trace`: one run of a model told stage by stage, down to single layers."""
