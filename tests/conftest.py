@@ -9,6 +9,9 @@ from tiny import PUBLISHED, tiny_model
 
 from flashvl import FlashVL
 
+# On matrices this small threads only wait for one another.
+torch.set_num_threads(1)
+
 # The same examples in every run, and no clock decides.
 hypothesis.settings.register_profile(
     "flashvl",
@@ -27,19 +30,19 @@ def _same_random_numbers():
 
 
 @pytest.fixture(scope="session")
-def model() -> FlashVL:
+def flash() -> FlashVL:
     """The tiny Dynamic-ISS model; tests that change a model build their own."""
     return tiny_model()
 
 
 @pytest.fixture(scope="session", params=list(PUBLISHED))
-def any_model(request) -> FlashVL:
+def any_flash(request) -> FlashVL:
     """Each of the three kinds in turn."""
     return tiny_model(request.param)
 
 
 @pytest.fixture
-def folder(model, tmp_path):
+def folder(flash, tmp_path):
     """A fresh saved copy of the tiny model, to be damaged."""
-    model.save_pretrained(tmp_path / "model")
+    flash.save_pretrained(tmp_path / "model")
     return tmp_path / "model"

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import PUBLISHED, tiny_published
 
-from flashvl import FlashVL, FlashVLConfig
+from flashvl import FlashVLConfig, FlashVLModel
+from flashvl.checkpoint.hub import published_models
 from flashvl.errors import ConfigError
-from flashvl.hub import published_models
+from flashvl.reading import MAX_INTEGER
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -139,7 +140,7 @@ def test_the_preprocessor_file_replaces_the_kinds_numbers():
     for broken in (
         {"resample": 9},
         {"image_mean": [0.5]},
-        {"image_mean": "grey"},
+        {"image_mean": "gray"},
         {"image_mean": [NAN, 0, 0]},
         {"image_mean": [10**400, 0, 0]},
         {"image_std": [0, 1, 1]},
@@ -242,21 +243,23 @@ def test_what_is_no_object_is_refused(nothing):
 
 def test_the_widest_model_that_a_config_may_describe_can_be_built_on_the_meta_device():
     """The bounds keep every tensor's size within 64 bits, so that no number of a file crashes."""
-    most = 10_000_000
     published = tiny_published("dynamic")
-    published["vision_config"] |= {"hidden_size": most, "intermediate_size": most}
+    published["vision_config"] |= {"hidden_size": MAX_INTEGER, "intermediate_size": MAX_INTEGER}
     published["llm_config"] |= {
-        "vocab_size": most,
-        "hidden_size": most,
-        "intermediate_size": most,
-        "num_attention_heads": most,
-        "num_key_value_heads": most,
+        "vocab_size": MAX_INTEGER,
+        "hidden_size": MAX_INTEGER,
+        "intermediate_size": MAX_INTEGER,
+        "num_attention_heads": MAX_INTEGER,
+        "num_key_value_heads": MAX_INTEGER,
         "head_dim": 10_000,
     }
-    published |= {"intermediate_size": most, "image_token_num": 64}
+    published |= {"intermediate_size": MAX_INTEGER, "image_token_num": 64}
     with torch.device("meta"):
-        model = FlashVL(read(published))
-    assert model.decoder.layers[0].attention.query.weight.shape == (10_000 * most, most)
+        model = FlashVLModel(read(published))
+    assert model.decoder.layers[0].attention.query.weight.shape == (
+        10_000 * MAX_INTEGER,
+        MAX_INTEGER,
+    )
     with pytest.raises(ConfigError, match="image_token_num"):
         read(published | {"image_token_num": 16})
 
@@ -293,7 +296,7 @@ def config_or_error(published) -> None:
     assert read(json.loads(json.dumps(config.to_dict()))) == config
     if config.vision.layers + config.decoder.layers < 10:
         with torch.device("meta"):
-            FlashVL(config)
+            FlashVLModel(config)
 
 
 @given(anything)

@@ -12,8 +12,8 @@ import torch
 from hypothesis import strategies as st
 from PIL import Image
 
-from flashvl import FlashVL, FlashVLConfig
-from flashvl.tokenizer import QWEN2_PATTERN, Tokenizer
+from flashvl import FlashVL, FlashVLConfig, FlashVLModel
+from flashvl.input.tokenizer import QWEN2_PATTERN, Tokenizer
 
 JUNK = [None, True, 0, 1, -1, 3, 2**40, 10**400, 0.5, float("nan"), "", "x", "\ud800", "../x"]
 JUNK += [[], {}, [[]], [1, 2], ["a", "b"], {"a": 1}, {"content": 5, "special": True}]
@@ -80,13 +80,17 @@ def tiny_published(kind: str = "iss", **assumptions) -> dict:
     return published | {"assumptions": assumptions} if assumptions else published
 
 
-def tiny_model(kind: str = "iss", seed: int = 0, **assumptions) -> FlashVL:
-    """Random weights and the tiny tokenizer; it answers nonsense, always the same."""
+def tiny_network(kind: str = "iss", seed: int = 0, **assumptions) -> FlashVLModel:
+    """A network with random weights, always the same."""
     torch.manual_seed(seed)
-    model = FlashVL(FlashVLConfig.from_dict(tiny_published(kind, **assumptions))).eval()
-    model.tokenizer = Tokenizer(tokenizer_definition())
-    model.stop_ids = frozenset(model.tokenizer.control[name] for name in CONTROL[:3:2])
-    return model
+    return FlashVLModel(FlashVLConfig.from_dict(tiny_published(kind, **assumptions))).eval()
+
+
+def tiny_model(kind: str = "iss", seed: int = 0, **assumptions) -> FlashVL:
+    """That network with the tiny tokenizer; it answers nonsense, always the same."""
+    tokenizer = Tokenizer(tokenizer_definition())
+    stop_ids = [tokenizer.control_id(token) for token in ("<|endoftext|>", "<|im_end|>")]
+    return FlashVL(tiny_network(kind, seed, **assumptions), tokenizer, stop_ids)
 
 
 def tokenizer_definition() -> dict:
@@ -137,13 +141,13 @@ def mutated(draw, value):
     return value
 
 
-def teach_answer(model: FlashVL, answer: str) -> list[int]:
+def teach_answer(flash: FlashVL, answer: str) -> list[int]:
     """Gives a model weights that say one answer to everything; returns the answer's ids.
 
     Its layers add nothing, so that the last token alone decides which one follows. Therefore
     no token may come twice.
     """
-    decoder, tokenizer = model.decoder, model.tokenizer
+    decoder, tokenizer = flash.model.decoder, flash.tokenizer
     ids = [*tokenizer.encode(answer), tokenizer.control_id("<|im_end|>")]
     chain = [tokenizer.encode("assistant\n")[-1], *ids]
     assert len(set(chain)) == len(chain), "choose an answer of different tokens"
@@ -163,7 +167,7 @@ def user(text: str = "What is this?") -> list[dict[str, str]]:
 
 
 def picture(width: int = 40, height: int = 20) -> Image.Image:
-    """Every pixel of another colour, so that nothing can be turned or swapped unseen."""
+    """Every pixel of another color, so that nothing can be turned or swapped unseen."""
     red = Image.linear_gradient("L").resize((width, height))
     green = Image.linear_gradient("L").rotate(90).resize((width, height))
     blue = Image.radial_gradient("L").resize((width, height))

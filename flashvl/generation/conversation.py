@@ -54,15 +54,16 @@ class Conversation:
         # The last prompt and the answer to it; the cache holds the first of them.
         self._ids: list[int] = []
         with device_failure_as_error("reading the picture"), torch.inference_mode():
-            prompt = processor(image, [*self.messages, {"role": "user", "content": ""}])
+            prompt = processor(image, self._with(""))
+            self._picture = prompt.to(model.device)
             self._tiles = 0 if prompt.pixels is None else len(prompt.pixels)
             self._cache = new_cache(model)
             if self._tiles:
-                self._read_picture(prompt.to(model.device))
+                self._read_picture()
 
-    def _read_picture(self, prompt: Prompt) -> None:
+    def _read_picture(self) -> None:
         """The beginning that all prompts of the conversation share: up to the last image token."""
-        ids, pixels, grids = prompt
+        ids, pixels, grids = self._picture
         check_length(ids.shape[1], self._model.config.decoder.context)
         shared = int(image_places(ids)[0].nonzero()[-1]) + 1
         self._ids = ids[0, :shared].tolist()
@@ -113,7 +114,10 @@ class Conversation:
         kept = common_prefix(self._ids[: self._cache.length], ids[:-1])  # the last gives the logits
         self._cache.roll_back(kept)
         self._ids = ids
-        prompt = Prompt(input_ids, None, []).to(self._model.device)
+        prompt = Prompt(input_ids, None, [])
+        if min(ids[kept:]) < 0:  # what stands before the picture has changed
+            prompt = self._picture._replace(input_ids=input_ids)
+        prompt = prompt.to(self._model.device)
         row = read_prompt(self._model, prompt, sampling, self._cache)
         for _ in generate(self._model, [row], sampling, self._stop_ids, self._begin):
             ids.append(row.ids[-1])

@@ -122,9 +122,7 @@ def begin_decode(model: FlashVLModel, cache: KVCache) -> DecodeStep:
 
 def new_cache(model: FlashVLModel) -> KVCache:
     """An empty cache for one row of a model."""
-    return KVCache(
-        model.config.decoder, 0, device=model.device, dtype=model.activation_dtype
-    )
+    return KVCache(model.config.decoder, 0, device=model.device, dtype=model.activation_dtype)
 
 
 def joint_cache(model: FlashVLModel, rows: Sequence[Row]) -> KVCache:
@@ -147,9 +145,8 @@ def choose_tokens(logits: Tensor, rows: Sequence[Row], sampling: Sampling) -> Te
     finite = logits.isfinite().all(dim=-1, keepdim=True)  # (B, 1)
     logits = logits.where(finite, 0)  # (B, V)
     tokens = [
-        next_token(one[None], row.seen, sampling, row.generator)  # (1, 1)
-        for one, row in zip(logits, rows)
-    ]
+        next_token(one[None], row.seen, sampling, row.generator) for one, row in zip(logits, rows)
+    ]  # each (1, 1)
     return torch.cat(tokens).where(finite, NOT_FINITE)  # (B, 1)
 
 

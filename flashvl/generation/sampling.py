@@ -19,7 +19,7 @@ POSITIVE = "a number from 1e-30 to 1e30"
 
 
 class SamplingOptions(TypedDict, total=False):
-    """The keyword arguments of `chat`, `stream`, `ask` and `chat_batch`: the fields of `Sampling`."""
+    """The keyword arguments of `chat`, `stream`, `ask` and `chat_batch`, as `Sampling` has them."""
 
     do_sample: bool
     max_new_tokens: int
@@ -55,7 +55,9 @@ class Sampling:
         _require(
             is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self
         )
-        _require(is_integer(self.top_k) and self.top_k >= 0, "top_k", "a whole number, 0 for all", self)
+        _require(
+            is_integer(self.top_k) and self.top_k >= 0, "top_k", "a whole number, 0 for all", self
+        )
         _require(_positive(self.repetition_penalty), "repetition_penalty", POSITIVE, self)
         seeded = self.seed is None or (is_integer(self.seed) and 0 <= self.seed < 2**63)
         _require(seeded, "seed", "a whole number from 0, or None", self)

@@ -36,7 +36,7 @@ def encode_messages(
         messages = [{"role": "system", "content": config.system}, *messages]
     start, end = tokenizer.control_id(TURN_START), tokenizer.control_id(TURN_END)
     line_break = tokenizer.encode("\n")
-    places = image_places(tiles, tokens_per_tile, tokenizer, config.slice_markers)
+    places = picture_ids(tiles, tokens_per_tile, tokenizer, config.slice_markers)
     ids: list[int] = []
     for message in messages:
         # Role and text are encoded together, so that a text's first line break merges as published.
@@ -49,7 +49,7 @@ def encode_messages(
     return [*ids, start, *tokenizer.encode("assistant\n")]
 
 
-def image_places(
+def picture_ids(
     tiles: int, tokens_per_tile: int, tokenizer: Tokenizer, markers: tuple[str, str] | None
 ) -> list[int]:
     """The ids that stand for a picture: for each tile -200 and then -201 for all its tokens."""

@@ -129,7 +129,9 @@ def _definition_from_parts(folder: Path) -> dict[str, Any]:
 def _special_tokens(folder: Path) -> set[str]:
     """Contents that tokenizer_config.json marks special; empty if there is no such list."""
     file = folder / "tokenizer_config.json"
-    listed = read_json(file, CheckpointError).get("added_tokens_decoder", {}) if file.exists() else {}
+    listed = (
+        read_json(file, CheckpointError).get("added_tokens_decoder", {}) if file.exists() else {}
+    )
     return {token["content"] for token in listed.values() if token.get("special")}
 
 

@@ -128,7 +128,7 @@ class KVCache:
             self.keys, self.values = keys, values
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Copies some rows of the batch, without padding that none of them needs, drops the rest."""
+        """Copies some rows, less the padding that none of them needs, and drops the rest."""
         rows, unneeded = list(rows), 0
         if self.padding is not None:
             padding = self.padding[rows]  # (B)

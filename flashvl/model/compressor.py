@@ -51,14 +51,15 @@ class Compressor(nn.Module):
         side = math.isqrt(features.shape[1])
         x = features.unflatten(1, (side, side))  # (S, side, side, D)
         counts = None if grids is None else tiles_of(grids, len(x), self.tiler)
-        if self.tiler.stitching == "mean" and self.margin > 0:
+        if self.tiler.stitching == "mean" and self.margin > 0 and len(x) > 0:
             if grids is None or counts is None:
                 raise ArgumentError(
                     "the stitching mode mean needs to know which tiles are neighbours; pass the "
                     "grids of the pictures"
                 )
             pictures = zip(x.split(counts), grids)
-            x = torch.cat([average_margins(one, grid, self.margin) for one, grid in pictures])
+            averaged = [average_margins(one, grid, self.margin) for one, grid in pictures]
+            x = torch.cat(averaged)  # (S, core, core, D)
         else:
             x = trim_margins(x, self.margin)  # (S, core, core, D)
         x = pixel_shuffle(x, self.shuffle)  # (S, rows, columns, factor * factor * D)
@@ -69,16 +70,10 @@ class Compressor(nn.Module):
 
 def tiles_of(grids: Sequence[Grid], tiles: int, tiler: TilerConfig) -> list[int]:
     """How many tiles each picture has. Raises `ArgumentError` unless they are `tiles` in all."""
-    for grid in grids:
-        if (
-            not isinstance(grid, tuple | list)
-            or len(grid) != 2
-            or not all(is_integer(one) and one > 0 for one in grid)
-        ):
-            raise ArgumentError(
-                "grids must be a list of (rows, columns), one for each picture; found "
-                f"{shown(grid)} in it"
-            )
+    if not isinstance(grids, Sequence) or not all(map(is_grid, grids)):
+        raise ArgumentError(
+            f"grids must be a list of (rows, columns), one for each picture; found {shown(grids)}"
+        )
     counts = [tiler.tiles(grid) for grid in grids]
     if sum(counts) != tiles:
         raise ArgumentError(
@@ -86,6 +81,15 @@ def tiles_of(grids: Sequence[Grid], tiles: int, tiler: TilerConfig) -> list[int]
             + (", thumbnails included" if tiler.thumbnail else "")
         )
     return counts
+
+
+def is_grid(value: object) -> bool:
+    """Whether a value is (rows, columns), each a whole number from 1."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(is_integer(one) and one > 0 for one in value)
+    )
 
 
 def trim_margins(features: Tensor, margin: int) -> Tensor:
@@ -115,9 +119,8 @@ def average_margins(features: Tensor, grid: Grid, margin: int) -> Tensor:
         total[top : top + side, left : left + side] += tile
         count[top : top + side, left : left + side] += 1
     mean = (total / count)[margin : height - margin, margin : width - margin]  # (rows * core, ...)
-    mean = mean.unflatten(1, (columns, core)).unflatten(
-        0, (rows, core)
-    )  # (rows, core, columns, core, D)
+    mean = mean.unflatten(1, (columns, core))  # (rows * core, columns, core, D)
+    mean = mean.unflatten(0, (rows, core))  # (rows, core, columns, core, D)
     mean = mean.transpose(1, 2).flatten(0, 1)  # (rows * columns, core, core, D)
     thumbnail = trim_margins(features[rows * columns :], margin)  # (0 or 1, core, core, D)
     return torch.cat((mean, thumbnail))  # (S, core, core, D)

@@ -26,10 +26,11 @@ TOWERS: dict[str, type[AIMv2Encoder] | type[SigLIPEncoder]] = {
 
 
 class FlashVLModel(nn.Module):
-    """input_ids (B, T), pixels (S, C, height, width) -> logits (B, T, V) in the weights' dtype.
+    """input_ids (B, T), pixels (S, C, height, width) -> logits (..., V) in the weights' dtype.
 
-    `FlashVLModel(config)` has random weights, on the meta device too. Raises `ConfigError` for an
-    architecture that is not in `TOWERS`.
+    They are those of all tokens, (B, T, V), unless fewer are wanted. `FlashVLModel(config)` has
+    random weights, on the meta device too. Raises `ConfigError` for an architecture that is not
+    in `TOWERS`.
     """
 
     def __init__(self, config: FlashVLConfig) -> None:
@@ -52,7 +53,7 @@ class FlashVLModel(nn.Module):
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         cache: Cache | None = None,
-        logits_at: slice | Tensor = slice(None),  # noqa: B008
+        logits_at: slice | Tensor = slice(None),
     ) -> Tensor:
         """One pass over B rows of T tokens, some of which are places for image tokens.
 
@@ -68,16 +69,19 @@ class FlashVLModel(nn.Module):
 
         Raises `ArgumentError` if pixels, grids and places do not fit each other.
         """
-        embeddings = self.decoder.embedding(input_ids.clamp(min=0))  # (B, T, D)
+        words = input_ids.masked_fill(image_places(input_ids), 0)  # (B, T)
+        embeddings = self.decoder.embedding(words)  # (B, T, D)
         if pixels is not None:
             features = self.vision(pixels)  # (S, N, vision width)
             image_tokens = self.compressor(features, grids)  # (S, tokens, D)
             embeddings = fill_places(embeddings, input_ids, image_tokens)  # (B, T, D)
+        elif grids:
+            raise ArgumentError("grids are given and no pixels; pass both or neither")
         elif input_ids.shape[1] > 1:  # one token is decoded: no look at it, which a GPU waits for
             check_places(input_ids, 0)
         hidden = self.decoder(embeddings, positions, mask, cache)  # (B, T, D)
         wanted = hidden[:, logits_at] if isinstance(logits_at, slice) else hidden[logits_at]
-        return self.decoder.head(wanted)  # (B, T, V)
+        return self.decoder.head(wanted)  # (..., V)
 
     @property
     def device(self) -> torch.device:

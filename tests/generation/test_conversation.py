@@ -15,11 +15,11 @@ from PIL import Image
 from tiny import picture, teach_answer, tiny_model, user
 
 from flashvl import FlashVL
-from flashvl.conversation import Conversation, common_prefix
 from flashvl.errors import ArgumentError, CheckpointError, ImageError, MessageError
-from flashvl.generate import generate
+from flashvl.generation.conversation import Conversation, common_prefix
+from flashvl.generation.generate import generate
 
-NANO = Path(__file__).parent.parent / "weights" / "nano"
+NANO = Path(__file__).parents[2] / "weights" / "nano"
 QUESTIONS = ["What is in the picture?", "\n这是什么颜色？", "", "And\n\nnow? <|im_end|>"]
 MANY_WAYS = [
     {"max_new_tokens": 5},
@@ -36,33 +36,33 @@ def given_ids():
 
     def listening(*arguments, **more):
         answers.append([])
-        for token_id in generate(*arguments, **more):
-            answers[-1].append(token_id)
-            yield token_id
+        for rows in generate(*arguments, **more):
+            answers[-1].append(rows[0].ids[-1])
+            yield rows
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flashvl.model.generate", listening)
-        patch.setattr("flashvl.conversation.generate", listening)
+        patch.setattr("flashvl.chat.generate", listening)
+        patch.setattr("flashvl.generation.conversation.generate", listening)
         yield answers
 
 
-def check_round(asked: Conversation, image, question: str, **options) -> list[int]:
+def check_round(flash: FlashVL, asked: Conversation, image, question: str, **options) -> list[int]:
     """Asks, and compares with `chat`: the text, the ids and the list of messages."""
     messages = [*asked.messages, *user(question)]
     with given_ids() as answers:
         answer = asked.ask(question, **options)
-        assert answer == asked._model.chat(image, messages, **options)
+        assert answer == flash.chat(image, messages, **options)
     assert answers[0] == answers[1]
     assert asked.messages == [*messages, {"role": "assistant", "content": answer}]
     return answers[0]
 
 
 @contextmanager
-def lengths_read(decoder):
+def lengths_read(flash: FlashVL):
     """How many tokens each pass through the decoder reads."""
     lengths = []
-    hook = decoder.register_forward_pre_hook(
-        lambda module, arguments: lengths.append(arguments[0].shape[1])
+    hook = flash.model.decoder.register_forward_pre_hook(
+        lambda _, inputs: lengths.append(inputs[0].shape[1])
     )
     yield lengths
     hook.remove()
@@ -70,11 +70,11 @@ def lengths_read(decoder):
 
 @pytest.mark.parametrize("size", [(40, 20), None])
 @pytest.mark.parametrize("system", [None, "Be brief."])
-def test_every_round_is_that_of_chat_with_the_whole_list(any_model, size, system):
+def test_every_round_is_that_of_chat_with_the_whole_list(any_flash, size, system):
     image = size and picture(*size)
-    asked = any_model.start(image, system)
+    asked = any_flash.start(image, system)
     for question, options in zip(QUESTIONS, MANY_WAYS):
-        check_round(asked, image, question, **options)
+        check_round(any_flash, asked, image, question, **options)
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,19 @@ def test_every_round_is_that_of_chat_with_the_whole_list(any_model, size, system
     [{"stitching": "mean"}, {"slice_markers": ("[PLACEHOLDER_0]", "[PLACEHOLDER_1]")}],
 )
 def test_with_other_assumptions_too(assumptions):
-    image, asking = picture(20, 50), tiny_model(seed=4, **assumptions)
-    asked = asking.start(image)
+    image, flash = picture(20, 50), tiny_model(seed=4, **assumptions)
+    asked = flash.start(image)
     for question in QUESTIONS:
-        check_round(asked, image, question, max_new_tokens=4)
+        check_round(flash, asked, image, question, max_new_tokens=4)
 
 
-def test_an_answer_that_its_text_encodes_otherwise_is_read_again(model):
+def test_an_answer_that_its_text_encodes_otherwise_is_read_again(flash):
     """`chat` sees the text alone, so the ids that were given do not count."""
-    asked = model.start(picture())
+    asked = flash.start(picture())
     differed = 0
     for question in QUESTIONS:
-        ids = check_round(asked, picture(), question, max_new_tokens=20)
-        differed += ids != model.tokenizer.encode(asked.messages[-1]["content"])
+        ids = check_round(flash, asked, picture(), question, max_new_tokens=20)
+        differed += ids != flash.tokenizer.encode(asked.messages[-1]["content"])
     assert differed
 
 
@@ -104,53 +104,63 @@ def test_nano_answers_the_same_in_rounds():
     for options in ({}, {"max_new_tokens": 3}, {"repetition_penalty": 1.3}):
         asked = nano.start(image)
         for question in ("What is in the picture?", "What colour is it?", "How many?"):
-            check_round(asked, image, question, **{"max_new_tokens": 24} | options)
+            check_round(nano, asked, image, question, **{"max_new_tokens": 24} | options)
 
 
-def test_the_picture_is_encoded_once_and_only_new_tokens_are_read():
-    asking = tiny_model()
-    ids = teach_answer(asking, "It:是🔴!")  # with the stop token
+def test_the_picture_is_read_once_and_only_new_tokens_are_read():
+    flash = tiny_model()
+    ids = teach_answer(flash, "It:是🔴!")  # with the stop token
     passes = []
-    asking.vision.register_forward_hook(lambda *_: passes.append("tower"))
-    asking.compressor.register_forward_hook(lambda *_: passes.append("compressor"))
-    asked = asking.start(picture())
-    read_before = 0
+    flash.model.vision.register_forward_hook(lambda *_: passes.append("tower"))
+    flash.model.compressor.register_forward_hook(lambda *_: passes.append("compressor"))
+    first = flash.prepare(picture(), user()).input_ids[0]
+    with lengths_read(flash) as lengths:
+        asked = flash.start(picture())
+    read_before = int((first < 0).nonzero()[-1]) + 1  # up to the picture's last place
+    assert lengths == [read_before]
+    assert passes == ["tower", "compressor"]
     for question in QUESTIONS:
-        prompt = asking.prepare(picture(), [*asked.messages, *user(question)])[0].shape[1]
-        with lengths_read(asking.decoder) as lengths:
+        prompt = flash.prepare(picture(), [*asked.messages, *user(question)]).input_ids.shape[1]
+        with lengths_read(flash) as lengths:
             asked.ask(question)
         assert lengths == [prompt - read_before] + [1] * (len(ids) - 1)
+        assert lengths[0] < 40 < prompt
         read_before = prompt + len(ids) - 1
     assert passes == ["tower", "compressor"]
-    assert lengths[0] < 40 < prompt
+
+
+def test_without_a_picture_nothing_is_read_before_the_first_question(flash):
+    with lengths_read(flash) as lengths:
+        flash.start(None)
+    assert lengths == []
 
 
 def test_of_an_answer_cut_short_only_the_last_token_is_read_again():
-    asking = tiny_model()
-    teach_answer(asking, "It:是🔴!")
-    asked = asking.start(None)
+    flash = tiny_model()
+    teach_answer(flash, "It:是🔴!")
+    asked = flash.start(None)
     asked.ask("One?", max_new_tokens=2)
-    prompt = asking.prepare(None, user("One?"))[0].shape[1]
-    longer = asking.prepare(None, [*asked.messages, *user("Two?")])[0].shape[1]
-    with lengths_read(asking.decoder) as lengths:
+    prompt = flash.prepare(None, user("One?")).input_ids.shape[1]
+    longer = flash.prepare(None, [*asked.messages, *user("Two?")]).input_ids.shape[1]
+    with lengths_read(flash) as lengths:
         asked.ask("Two?", max_new_tokens=1)
     assert lengths == [longer - prompt - 1]
 
 
-def test_the_same_question_after_a_broken_off_stream_reads_one_token(model):
-    asked = model.start(picture())
+def test_the_same_question_after_a_broken_off_stream_reads_one_token(flash):
+    asked = flash.start(picture())
     next(asked.stream("What?", max_new_tokens=9))
     assert asked.messages == []
-    with lengths_read(model.decoder) as lengths:
+    with lengths_read(flash) as lengths:
         asked.ask("What?", max_new_tokens=1)
     assert lengths == [1]
-    check_round(asked, picture(), "What?", max_new_tokens=9)
+    check_round(flash, asked, picture(), "What?", max_new_tokens=9)
 
 
 def test_pieces_join_to_the_answer_and_the_round_joins_at_their_end():
-    asking = tiny_model()
-    teach_answer(asking, "It:是🔴!")
-    asked = asking.start(picture())
+    flash = tiny_model()
+    teach_answer(flash, "It:是🔴!")
+    asked = flash.start(picture())
     pieces = []
     for piece in asked.stream("What?"):
         assert asked.messages == []
@@ -161,9 +171,9 @@ def test_pieces_join_to_the_answer_and_the_round_joins_at_their_end():
 
 
 def test_of_two_streams_at_once_the_older_one_says_that_it_is_over():
-    asking = tiny_model()
-    teach_answer(asking, "It:是🔴!")
-    asked = asking.start(picture())
+    flash = tiny_model()
+    teach_answer(flash, "It:是🔴!")
+    asked = flash.start(picture())
     older, newer = asked.stream("One?"), asked.stream("Two?")
     next(older)
     first = next(newer)
@@ -174,24 +184,25 @@ def test_of_two_streams_at_once_the_older_one_says_that_it_is_over():
 
 
 def test_bfloat16_weights_answer_too():
-    asking = tiny_model().bfloat16()
-    asked = asking.start(picture())
+    flash = tiny_model()
+    flash.model.bfloat16()
+    asked = flash.start(picture())
     first = asked.ask("What?", max_new_tokens=5)
-    assert first == asking.chat(picture(), user("What?"), max_new_tokens=5)
+    assert first == flash.chat(picture(), user("What?"), max_new_tokens=5)
     assert isinstance(asked.ask("And?", max_new_tokens=5), str)
     assert asked._cache.keys.dtype == torch.bfloat16
 
 
-def test_two_conversations_know_nothing_of_each_other(model):
-    one, two = model.start(picture()), model.start(picture(20, 40))
+def test_two_conversations_know_nothing_of_each_other(flash):
+    one, two = flash.start(picture()), flash.start(picture(20, 40))
     for question in QUESTIONS[:2]:
-        check_round(one, picture(), question, max_new_tokens=4)
-        check_round(two, picture(20, 40), question, max_new_tokens=4)
+        check_round(flash, one, picture(), question, max_new_tokens=4)
+        check_round(flash, two, picture(20, 40), question, max_new_tokens=4)
 
 
-def test_a_bad_round_leaves_the_conversation_as_it_was(model):
-    asked = model.start(picture())
-    check_round(asked, picture(), "One?", max_new_tokens=4)
+def test_a_bad_round_leaves_the_conversation_as_it_was(flash):
+    asked = flash.start(picture())
+    check_round(flash, asked, picture(), "One?", max_new_tokens=4)
     before = list(asked.messages)
     for question, options, error in (
         ("long " * 600, {}, MessageError),
@@ -205,72 +216,88 @@ def test_a_bad_round_leaves_the_conversation_as_it_was(model):
         assert asked.messages == before
     with pytest.raises(ArgumentError):  # at once, not only when the first piece is asked for
         asked.stream("Two?", top_p=2)
-    check_round(asked, picture(), "Two?", max_new_tokens=4)
+    check_round(flash, asked, picture(), "Two?", max_new_tokens=4)
 
 
 def test_a_round_that_fails_in_the_middle_is_forgotten():
-    asking = tiny_model()
-    ids = teach_answer(asking, "It:是🔴!")
-    asked = asking.start(picture())
-    check_round(asked, picture(), "One?")
-    sound = asking.decoder.embedding.weight[ids[2]].clone()
+    flash = tiny_model()
+    ids = teach_answer(flash, "It:是🔴!")
+    asked = flash.start(picture())
+    check_round(flash, asked, picture(), "One?")
+    sound = flash.model.decoder.embedding.weight[ids[2]].clone()
     with torch.no_grad():
-        asking.decoder.embedding.weight[ids[2]] = torch.nan
+        flash.model.decoder.embedding.weight[ids[2]] = torch.nan
         with pytest.raises(CheckpointError, match="finite"):
             asked.ask("Two?")
-        asking.decoder.embedding.weight[ids[2]] = sound
+        flash.model.decoder.embedding.weight[ids[2]] = sound
     assert len(asked.messages) == 2
     # The round before is in the cache with sound weights.
-    check_round(asked, picture(), "Two?")
+    check_round(flash, asked, picture(), "Two?")
 
 
 def test_rounds_up_to_the_end_of_the_context():
-    asking = tiny_model()
-    asking.stop_ids = frozenset()
-    asked = asking.start(None)
-    context = asking.config.decoder.context
+    flash = tiny_model()
+    flash.stop_ids = frozenset()
+    asked = flash.start(None)
+    context = flash.config.decoder.context
     rounds = 0
-    while asking.prepare(None, [*asked.messages, *user("!" * 60)])[0].shape[1] < context:
-        check_round(asked, None, "!" * 60, max_new_tokens=40)
+    while flash.prepare(None, [*asked.messages, *user("!" * 60)]).input_ids.shape[1] < context:
+        check_round(flash, asked, None, "!" * 60, max_new_tokens=40)
         rounds += 1
     assert rounds > 2
     with pytest.raises(MessageError, match=f"context {context}"):
         asked.ask("!" * 60)
     assert len(asked.messages) == 2 * rounds
     # What room is left, and not a token more than it.
-    base = asking.prepare(None, [*asked.messages, *user("")])[0].shape[1]
+    base = flash.prepare(None, [*asked.messages, *user("")]).input_ids.shape[1]
     left = context - base - 1
-    assert len(check_round(asked, None, "!" * left, max_new_tokens=10**9)) == 1
+    assert len(check_round(flash, asked, None, "!" * left, max_new_tokens=10**9)) == 1
 
 
 def test_without_a_limit_the_answer_ends_with_the_context():
-    asking = tiny_model()
-    asking.stop_ids = frozenset()
-    ids = check_round(asking.start(picture()), picture(), "", max_new_tokens=10**9)
-    prompt = asking.prepare(picture(), user(""))[0].shape[1]
-    assert len(ids) == asking.config.decoder.context - prompt
+    flash = tiny_model()
+    flash.stop_ids = frozenset()
+    ids = check_round(flash, flash.start(picture()), picture(), "", max_new_tokens=10**9)
+    prompt = flash.prepare(picture(), user("")).input_ids.shape[1]
+    assert len(ids) == flash.config.decoder.context - prompt
 
 
-def test_a_changed_list_of_messages_is_what_counts(model):
+def test_a_changed_list_of_messages_is_what_counts(any_flash):
     """The user may take a round back, or put another system turn in its place."""
-    asked = model.start(picture(), "Be brief.")
+    asked = any_flash.start(picture(), "Be brief.")
     for question in QUESTIONS[:3]:
-        check_round(asked, picture(), question, max_new_tokens=6)
+        check_round(any_flash, asked, picture(), question, max_new_tokens=6)
     del asked.messages[-2:]
-    check_round(asked, picture(), "Another?", max_new_tokens=6)
+    check_round(any_flash, asked, picture(), "Another?", max_new_tokens=6)
     asked.messages[0] = {"role": "system", "content": "Be long."}
-    check_round(asked, picture(), "And?", max_new_tokens=6)
+    check_round(any_flash, asked, picture(), "And?", max_new_tokens=6)
+    del asked.messages[0]
+    check_round(any_flash, asked, picture(), "And now?", max_new_tokens=6)
+
+
+def test_the_picture_is_read_again_only_if_what_stands_before_it_changes():
+    flash = tiny_model()
+    asked = flash.start(picture())
+    passes = []
+    flash.model.vision.register_forward_hook(lambda *_: passes.append("tower"))
+    asked.ask("One?", max_new_tokens=3)
+    asked.messages.clear()
+    asked.ask("Two?", max_new_tokens=3)
+    assert passes == []
+    asked.messages.insert(0, {"role": "system", "content": "Be brief."})
+    for question in QUESTIONS[:2]:
+        asked.ask(question, max_new_tokens=3)
+    assert passes == ["tower"]
 
 
 def test_what_is_wrong_is_said_at_the_start():
-    asking = tiny_model()
+    flash = tiny_model()
     with pytest.raises(ImageError):
-        asking.start("no/such/file.png")
+        flash.start("no/such/file.png")
     with pytest.raises(MessageError):
-        asking.start(None, system=5)
-    asking.tokenizer = None
-    with pytest.raises(CheckpointError, match="no tokenizer"):
-        asking.start(None)
+        flash.start(None, system=5)
+    with pytest.raises(MessageError):
+        flash.start(picture(), system="\ud800")
 
 
 ROUND = st.fixed_dictionaries(
@@ -294,10 +321,10 @@ ROUND = st.fixed_dictionaries(
 )
 def test_any_conversation_is_that_of_chat(rounds, size, system, stop_ids):
     """With any stops; and streams that are broken off after some pieces, which leave nothing."""
-    asking = tiny_model(seed=1)
-    asking.stop_ids = frozenset(stop_ids)
+    flash = tiny_model(seed=1)
+    flash.stop_ids = frozenset(stop_ids)
     image = size and picture(*size)
-    asked = asking.start(image, system)
+    asked = flash.start(image, system)
     for options, broken_off_after in rounds:
         options = dict(options)
         question = options.pop("question")
@@ -311,7 +338,7 @@ def test_any_conversation_is_that_of_chat(rounds, size, system, stop_ids):
             if asked.messages == before:
                 continue
             asked.messages = before  # it had come to its end
-        check_round(asked, image, question, **options)
+        check_round(flash, asked, image, question, **options)
 
 
 @given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
@@ -327,8 +354,8 @@ def converse(arguments: list[str], lines: str) -> subprocess.CompletedProcess:
 
 
 def test_the_real_command_answers_as_chat_with_the_whole_list(tmp_path):
-    asking = tiny_model(seed=2)
-    asking.save_pretrained(tmp_path / "model")
+    flash = tiny_model(seed=2)
+    flash.save_pretrained(tmp_path / "model")
     Image.new("RGB", (30, 20), "red").save(tmp_path / "red.png")
     questions = ["What is this?", "long " * 600, "这是什么颜色？", "And now?"]
     wanted, messages = "", []
@@ -336,7 +363,7 @@ def test_the_real_command_answers_as_chat_with_the_whole_list(tmp_path):
         if question.startswith("long"):
             continue
         messages += user(question)
-        answer = asking.chat(tmp_path / "red.png", messages, max_new_tokens=9)
+        answer = flash.chat(tmp_path / "red.png", messages, max_new_tokens=9)
         messages.append({"role": "assistant", "content": answer})
         wanted += answer + "\n"
     arguments = ["--model", str(tmp_path / "model"), "--image", str(tmp_path / "red.png")]

@@ -3,39 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
+from operator import length_hint
 
 import pytest
 import torch
-from tiny import picture, teach_answer, tiny_model, user
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import picture, teach_answer, tiny_model, tokenizer_definition, user
 
-from flashvl.cache import KVCache
-from flashvl.errors import ArgumentError, CheckpointError, MessageError
-from flashvl.generate import decode_one_token, generate, prefill
-from flashvl.sampling import Sampling
+from flashvl import FlashVL
+from flashvl.errors import CheckpointError, MessageError
+from flashvl.generation.generate import (
+    begin_decode,
+    generate,
+    joint_cache,
+    read_prompt,
+    whole_characters,
+)
+from flashvl.generation.sampling import Sampling
+from flashvl.input.processor import Prompt
+from flashvl.input.tokenizer import Tokenizer
 
 ANSWER = "It:是🔴!"
 
 
+TOKENIZER = Tokenizer(tokenizer_definition())
+PROMPT = Prompt(torch.tensor([[3, 4, 250, 70, 9]]), None, [])
+
+
 @pytest.fixture(scope="module")
-def taught():
-    model = tiny_model()
-    teach_answer(model, ANSWER)
-    return model
+def taught() -> FlashVL:
+    flash = tiny_model()
+    teach_answer(flash, ANSWER)
+    return flash
 
 
-def generated(model, max_new_tokens, stop_ids=(), context=512, tokens=5, **sampling) -> list[int]:
-    """Ids that follow a prompt of random embeddings."""
-    decoder = model.decoder
-    torch.manual_seed(0)
-    embeddings = torch.randn(1, tokens, model.config.decoder.width)
-    text_ids = torch.tensor([[3, 4]])
-    config = decoder.config
-    decoder.config = dataclasses.replace(config, context=context)
+def generated(flash: FlashVL, stop_ids=(), context: int = 512, **options) -> list[int]:
+    """Ids that follow a prompt of five tokens."""
+    model, sampling = flash.model, Sampling(**options)
+    config = model.config
+    decoder = dataclasses.replace(config.decoder, context=context)
+    model.config = dataclasses.replace(config, decoder=decoder)
     try:
-        options = Sampling(**sampling)
-        return list(generate(decoder, embeddings, text_ids, max_new_tokens, options, stop_ids))
+        row = read_prompt(model, PROMPT, sampling)
+        ids = []
+        for rows in generate(model, [row], sampling, stop_ids):
+            assert rows == [row]
+            ids.append(row.ids[-1])
+        assert ids == row.ids
+        return ids
     finally:
-        decoder.config = config
+        model.config = config
 
 
 def test_the_taught_answer_is_given_and_ends_at_the_stop_token(taught):
@@ -54,14 +73,12 @@ def test_the_stream_comes_in_whole_characters_and_joins_to_the_answer(taught):
 
 def test_either_stop_token_ends_the_answer():
     for token in ("<|im_end|>", "<|endoftext|>"):
-        model = tiny_model()
-        ids = teach_answer(model, "yes")
-        other = model.tokenizer.control_id(token)
+        flash = tiny_model()
+        ids = teach_answer(flash, "yes")
+        head, other = flash.model.decoder.head, flash.tokenizer.control_id(token)
         with torch.no_grad():
-            model.decoder.head.weight[[ids[-1], other]] = model.decoder.head.weight[
-                [other, ids[-1]]
-            ]
-        assert model.chat(None, user()) == "yes"
+            head.weight[[ids[-1], other]] = head.weight[[other, ids[-1]]]
+        assert flash.chat(None, user()) == "yes"
 
 
 def test_the_answer_ends_after_max_new_tokens(taught):
@@ -71,100 +88,173 @@ def test_the_answer_ends_after_max_new_tokens(taught):
         assert taught.chat(None, user(), max_new_tokens=count) == wanted
 
 
-def test_every_stop_id_ends_and_none_is_given(model):
-    whole = generated(model, 20)
+def test_every_stop_id_ends_and_none_is_given(flash):
+    whole = generated(flash, max_new_tokens=20)
     assert len(whole) == 20
     for token_id in set(whole):
-        cut = generated(model, 20, stop_ids={token_id})
+        cut = generated(flash, stop_ids={token_id}, max_new_tokens=20)
         assert cut == whole[: whole.index(token_id)]
 
 
-def test_the_answer_ends_with_the_context(model):
-    assert len(generated(model, 50, context=12)) == 12 - 5
-    assert len(generated(model, 7, context=12)) == 7
-    assert len(generated(model, 50, context=6)) == 1
+def test_the_answer_ends_with_the_context(flash):
+    assert len(generated(flash, context=12, max_new_tokens=50)) == 12 - 5
+    assert len(generated(flash, context=12, max_new_tokens=7)) == 7
+    assert len(generated(flash, context=6, max_new_tokens=50)) == 1
+    with pytest.raises(MessageError, match=r"5 tokens.* 5"):
+        generated(flash, context=5)
 
 
-def test_a_prompt_longer_than_the_context_says_both_lengths(model):
-    context = model.config.decoder.context
-    base = model.prepare(None, user(""))[0].shape[1]
+def test_a_prompt_longer_than_the_context_says_both_lengths(flash):
+    context = flash.config.decoder.context
+    base = flash.prepare(None, user("")).input_ids.shape[1]
     text = "!" * (context - base)
-    tokens = model.prepare(None, user(text))[0].shape[1]
+    tokens = flash.prepare(None, user(text)).input_ids.shape[1]
     assert tokens == context
     with pytest.raises(MessageError, match=f"{tokens} tokens.* {context}"):
-        model.chat(None, user(text))
-    assert isinstance(model.chat(None, user(text[:-1])), str)  # room for one token
+        flash.chat(None, user(text))
+    assert isinstance(flash.chat(None, user(text[:-1])), str)  # room for one token
 
 
-@pytest.mark.parametrize("count", [0, -1, 1.0, "5", None, True])
-def test_max_new_tokens_must_be_a_whole_number(model, count):
-    with pytest.raises(ArgumentError, match="max_new_tokens"):
-        model.chat(None, user(), max_new_tokens=count)
-
-
-def test_sampling_repeats_with_its_seed(model):
-    first = model.chat(picture(), user(), do_sample=True, max_new_tokens=30, seed=1)
-    assert model.chat(picture(), user(), do_sample=True, max_new_tokens=30, seed=1) == first
-    assert model.chat(picture(), user(), do_sample=True, max_new_tokens=30, seed=2) != first
-    streamed = model.stream(picture(), user(), do_sample=True, max_new_tokens=30, seed=1)
+def test_sampling_repeats_with_its_seed(flash):
+    first = flash.chat(picture(), user(), do_sample=True, max_new_tokens=30, seed=1)
+    assert flash.chat(picture(), user(), do_sample=True, max_new_tokens=30, seed=1) == first
+    assert flash.chat(picture(), user(), do_sample=True, max_new_tokens=30, seed=2) != first
+    streamed = flash.stream(picture(), user(), do_sample=True, max_new_tokens=30, seed=1)
     assert "".join(streamed) == first
 
 
-def test_sampling_leaves_the_random_numbers_of_others_alone(model):
+def test_sampling_leaves_the_random_numbers_of_others_alone(flash):
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    model.chat(None, user(), do_sample=True, max_new_tokens=5, seed=1)
+    flash.chat(None, user(), do_sample=True, max_new_tokens=5, seed=1)
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_the_repetition_penalty_counts_prompt_and_answer(model):
-    free = generated(model, 20)
+def test_the_repetition_penalty_counts_prompt_and_answer(flash):
+    free = generated(flash, max_new_tokens=20)
     assert len(set(free)) < 20
-    penalised = generated(model, 20, repetition_penalty=1e30)
-    assert len(set(penalised)) == 20
-    assert not {3, 4} & set(penalised)
+    penalized = generated(flash, max_new_tokens=20, repetition_penalty=1e30)
+    assert len(set(penalized)) == 20
+    assert not set(PROMPT.input_ids[0].tolist()) & set(penalized)
 
 
-def test_greedy_is_the_likeliest_token_of_a_full_pass(model):
-    ids, pixels = model.prepare(picture(), user())
+def test_greedy_is_the_likeliest_token_of_a_full_pass(flash):
+    ids, pixels, grids = flash.prepare(picture(), user())
     answer = []
     with torch.inference_mode():
         for _ in range(6):
-            following = model(torch.tensor([[*ids[0].tolist(), *answer]]), pixels)[0, -1].argmax()
-            answer.append(following.item())
+            logits = flash.model(torch.tensor([[*ids[0].tolist(), *answer]]), pixels, grids)
+            answer.append(logits[0, -1].argmax().item())
     stop_free = tiny_model()  # the same weights
     stop_free.stop_ids = frozenset()
     text = stop_free.chat(picture(), user(), max_new_tokens=6)
-    assert text == model.tokenizer.decode(answer)
+    assert text == flash.tokenizer.decode(answer)
 
 
-def test_prefill_and_decode_give_the_last_position_alone(model):
-    cache = KVCache(model.config.decoder, 10, batch=2)
+def test_prefill_and_decode_give_the_last_position_alone(flash):
+    model, seen = flash.model, []
+    hook = model.decoder.head.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].shape[:2])
+    )
+    rows = [read_prompt(model, PROMPT, Sampling(max_new_tokens=9), number=n) for n in (1, 2)]
+    assert [row.logits.shape for row in rows] == [(1, 320)] * 2
+    assert torch.equal(rows[0].seen, PROMPT.input_ids)
+    cache = joint_cache(model, rows)
+    assert (cache.length, cache.capacity) == (5, 14)
     with torch.inference_mode():
-        logits = prefill(model.decoder, torch.randn(2, 5, 16), cache)
-        assert logits.shape == (2, 320)
-        assert decode_one_token(model.decoder, torch.tensor([[1], [2]]), cache).shape == (2, 320)
+        assert begin_decode(model, cache)(torch.tensor([[1], [2]])).shape == (2, 320)
+    hook.remove()
     assert cache.length == 6
+    assert seen == [(1, 1), (1, 1), (2, 1)]
+
+
+def test_a_row_alone_keeps_its_cache_and_rows_together_share_a_new_one(flash):
+    row, *rows = (read_prompt(flash.model, PROMPT, Sampling(max_new_tokens=3)) for _ in range(3))
+    own = row.cache
+    assert joint_cache(flash.model, [row]) is row.cache is own
+    assert own.capacity == 8
+    shared = joint_cache(flash.model, rows)
+    assert [one.cache for one in rows] == [shared, shared]
+    assert (shared.capacity, shared.keys.shape[1]) == (8, 2)
+
+
+def test_places_do_not_count_as_seen(flash):
+    """And the whole text does, that in a cache from before too."""
+    prompt = flash.prepare(picture(), user())
+    row = read_prompt(flash.model, prompt, Sampling())
+    text = prompt.input_ids[prompt.input_ids >= 0][None]
+    assert torch.equal(row.seen, text)
+    rest = Prompt(prompt.input_ids, None, [])
+    row.cache.roll_back(prompt.input_ids.shape[1] - 4)
+    again = read_prompt(flash.model, rest, Sampling(), row.cache)
+    assert torch.equal(again.seen, text)
+    assert again.cache.length == prompt.input_ids.shape[1]
+    torch.testing.assert_close(again.logits, row.logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_weights_that_are_not_finite_are_an_error(value, do_sample):
-    model = tiny_model()
+    flash = tiny_model()
     with torch.no_grad():
-        model.decoder.layers[1].mlp.gate.weight[0, 0] = value
+        flash.model.decoder.layers[1].mlp.gate.weight[0, 0] = value
     with pytest.raises(CheckpointError, match=r"finite.*verify"):
-        model.chat(picture(), user(), do_sample=do_sample)
+        flash.chat(picture(), user(), do_sample=do_sample)
 
 
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_not_finite_is_an_error_too_if_it_shows_in_a_later_token(do_sample):
-    model = tiny_model()
-    ids = teach_answer(model, ANSWER)
+    flash = tiny_model()
+    ids = teach_answer(flash, ANSWER)
     with torch.no_grad():
-        model.decoder.embedding.weight[ids[2]] = torch.nan
-    answer = model.stream(None, user("?"), do_sample=do_sample, temperature=0.01)
+        flash.model.decoder.embedding.weight[ids[2]] = torch.nan
+    answer = flash.stream(None, user("?"), do_sample=do_sample, temperature=0.01)
     assert next(answer) == ANSWER[0]
     with pytest.raises(CheckpointError, match="finite"):
         list(answer)
+
+
+def pieces(ids) -> list[str]:
+    return list(whole_characters(iter(ids), TOKENIZER))
+
+
+@pytest.mark.parametrize("text", ["红乂", "I 看到 a 圆形.", "🙂👍", "👩‍👩‍👧‍👦", "🏳️‍🌈 flag"])
+def test_streamed_pieces_are_whole_characters(text):
+    ids = TOKENIZER.encode(text)
+    assert len(ids) > len(text)  # so some characters are of several tokens
+    streamed = pieces(ids)
+    assert "".join(streamed) == text
+    assert not any("\ufffd" in piece for piece in streamed)
+    assert len(streamed) > 1
+
+
+def test_a_piece_comes_as_soon_as_its_character_is_whole():
+    ids = TOKENIZER.encode("a") + TOKENIZER.encode("丂") + TOKENIZER.encode("b")
+    assert len(ids) == 5  # three bytes of the rare character
+    unread = iter(ids)
+    came = [(length_hint(unread), piece) for piece in whole_characters(unread, TOKENIZER)]
+    assert came == [(4, "a"), (1, "丂"), (0, "b")]
+
+
+def test_an_answer_cut_inside_a_character_ends_in_one_replacement_sign():
+    ids = TOKENIZER.encode("a丂")
+    assert pieces(ids[:-1]) == ["a", "\ufffd"]
+
+
+def test_control_tokens_that_are_hidden_give_no_piece():
+    hidden = [TOKENIZER.control_id("<|im_start|>")]
+    assert pieces([*hidden, *TOKENIZER.encode("a"), *hidden]) == ["a"]
+
+
+@given(st.lists(st.integers(0, TOKENIZER.vocabulary + 5), max_size=30))
+def test_joined_pieces_are_the_decoded_answer(ids):
+    streamed = pieces(ids)
+    assert "".join(streamed) == TOKENIZER.decode(ids)
+    assert not any(piece.endswith("\ufffd") for piece in streamed[:-1])
+    assert all(streamed)
+
+
+@given(st.text(alphabet="aé红🙂\u200d👩🏽\ufffd", max_size=8))
+def test_joined_pieces_are_the_text(text):
+    assert "".join(pieces(TOKENIZER.encode(text))) == unicodedata.normalize("NFC", text)

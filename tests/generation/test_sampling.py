@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -10,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashvl.errors import ArgumentError
-from flashvl.sampling import Sampling, keep_top_k, keep_top_p, next_token, penalise
+from flashvl.generation.sampling import (
+    Sampling,
+    SamplingOptions,
+    keep_top_k,
+    keep_top_p,
+    next_token,
+    penalize,
+)
 
 NAN, INFINITY = float("nan"), float("inf")
 NOTHING_SEEN = torch.empty(1, 0, dtype=torch.long)
@@ -23,6 +32,7 @@ REFUSED = [
     *(("top_k", value) for value in (-1, 1.5, 5.0, NAN, "5", None, True)),
     *(("repetition_penalty", value) for value in (0, -1, NAN, INFINITY, "1", None, 1e-320, 1e300)),
     *(("seed", value) for value in (-1, 1.5, "1", True, 2**63)),
+    *(("max_new_tokens", value) for value in (0, -1, 1.0, "5", None, True)),
 ]
 
 
@@ -30,6 +40,16 @@ REFUSED = [
 def test_values_that_make_no_sense_are_refused_by_name(name, value):
     with pytest.raises(ArgumentError, match=f"^{name} must be"):
         Sampling(**{name: value})
+
+
+def test_the_options_of_a_call_are_the_fields_of_a_sampling():
+    """In one order, of the same types, and each of them may be left out."""
+    options = get_type_hints(SamplingOptions)
+    assert list(options) == [field.name for field in dataclasses.fields(Sampling)]
+    assert options == get_type_hints(Sampling)
+    assert SamplingOptions.__required_keys__ == frozenset()
+    defaults = dataclasses.asdict(Sampling())
+    assert Sampling(**defaults) == Sampling()
 
 
 def draw(sampling: Sampling, count: int = 40, logits=LOGITS) -> list[int]:
@@ -105,7 +125,7 @@ def test_top_p_keeps_the_fewest_that_reach_it(row, p):
     chosen = kept > -math.inf
     assert kept[chosen].tolist() == torch.tensor(row)[chosen].tolist()
     assert probabilities[chosen].sum() >= p - 1e-5
-    if chosen.sum() > 1:  # without the least of them it would be too little
+    if chosen.sum() > 1:  # without the unlikeliest of them it would be too little
         assert probabilities[chosen].sum() - probabilities[chosen].min() <= p + 1e-5
     assert (~chosen).sum() == 0 or probabilities[chosen].min() >= probabilities[~chosen].max()
 
@@ -118,7 +138,7 @@ def test_what_reaches_top_p_exactly_is_enough():
 @given(rows, st.lists(st.integers(0, 11), max_size=20), st.floats(0.5, 2))
 def test_the_penalty_is_that_of_a_plain_loop(row, seen, penalty):
     seen = [token for token in seen if token < len(row)]
-    result = penalise(torch.tensor([row]), torch.tensor([seen], dtype=torch.long), penalty)
+    result = penalize(torch.tensor([row]), torch.tensor([seen], dtype=torch.long), penalty)
     wanted = [
         (value * penalty if value < 0 else value / penalty) if token in seen else value
         for token, value in enumerate(row)

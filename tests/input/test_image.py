@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from tiny import encoded, picture
 
 from flashvl.errors import ImageError
-from flashvl.image import load_image, normalise, resize
+from flashvl.input.image import load_image, resize
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -61,12 +61,12 @@ def test_a_palette_with_and_without_transparency():
     assert first_pixel(encoded(image, "PNG", transparency=0)) == RED
 
 
-def test_one_colour_of_an_rgb_png_may_be_transparent():
+def test_one_color_of_an_rgb_png_may_be_transparent():
     assert first_pixel(encoded(Image.new("RGB", (4, 4), RED), "PNG", transparency=RED)) == WHITE
 
 
 @pytest.mark.parametrize(
-    ("mode", "value", "grey"),
+    ("mode", "value", "gray"),
     [
         ("1", 1, 255),
         ("L", 90, 90),
@@ -82,12 +82,12 @@ def test_one_colour_of_an_rgb_png_may_be_transparent():
         ("F", float("inf"), 255),
     ],
 )
-def test_grey_of_every_depth(mode, value, grey):
-    assert first_pixel(Image.new(mode, (4, 4), value)) == (grey,) * 3
+def test_gray_of_every_depth(mode, value, gray):
+    assert first_pixel(Image.new(mode, (4, 4), value)) == (gray,) * 3
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "LAB", "RGBX"])
-def test_other_colour_spaces(mode):
+def test_other_color_spaces(mode):
     image = Image.new("RGB", (4, 4), (200, 40, 90))
     if mode == "LAB":
         seen = load_image(Image.new("LAB", (4, 4), (128, 128, 128)))
@@ -105,7 +105,7 @@ def test_a_cmyk_jpeg_and_a_sixteen_bit_png_file():
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_the_first_frame_of_an_animation(form):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "white")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue", "white")]
     options = {"lossless": True} if form == "WEBP" else {}
     animated = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
     assert Image.open(io.BytesIO(animated)).n_frames == 3
@@ -167,7 +167,7 @@ NO_IMAGES = {
     "a line in a file": (encoded(Image.new("RGB", (1, 30_000)), "PNG"), "too thin"),
     "a bomb": (huge_png(50_000, 50_000), "pixels"),
     "a smaller bomb": (huge_png(11_000, 11_000), "pixels"),
-    "a grey array": (np.zeros((4, 4), np.uint8), "shape (4, 4)"),
+    "a gray array": (np.zeros((4, 4), np.uint8), "shape (4, 4)"),
     "four channels": (np.zeros((4, 4, 4), np.uint8), "shape (4, 4, 4)"),
     "a float array": (np.zeros((4, 4, 3), np.float32), "float32"),
     "channels first": (np.zeros((3, 4, 4), np.uint8), "shape (3, 4, 4)"),
@@ -252,14 +252,6 @@ def rgb_or_image_error(contents: bytes) -> None:
         return
     assert image.mode == "RGB"
     assert min(image.size) > 0
-
-
-def test_normalise_by_hand():
-    tiles = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
-    pixels = normalise(tiles, (0.1, 0.2, 0.3), (0.5, 0.25, 0.125))
-    assert pixels.shape == (2, 3, 4, 5)
-    wanted = (tiles[1, 2, 3, 1] / 255 - 0.2) / 0.25
-    assert pixels[1, 1, 2, 3].item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_resize_is_pillows():

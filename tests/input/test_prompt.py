@@ -11,8 +11,8 @@ from tiny import CONTROL, tokenizer_definition, user
 
 from flashvl.config import PromptConfig
 from flashvl.errors import CheckpointError, FlashVLError, MessageError
-from flashvl.prompt import encode_messages, image_places
-from flashvl.tokenizer import Tokenizer
+from flashvl.input.prompt import encode_messages, picture_ids
+from flashvl.input.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(tokenizer_definition())
 DEFAULTS = PromptConfig()
@@ -87,7 +87,7 @@ def test_every_tile_has_its_places_in_the_first_user_turn():
 
 def test_slice_markers_stand_around_each_tile():
     markers = ("[PLACEHOLDER_0]", "[PLACEHOLDER_1]")
-    assert image_places(2, 3, TOKENIZER, markers) == [OPEN, -200, -201, -201, CLOSE] * 2
+    assert picture_ids(2, 3, TOKENIZER, markers) == [OPEN, -200, -201, -201, CLOSE] * 2
     config = PromptConfig(slice_markers=markers)
     assert encode(user(), config) == encode(user())
     with pytest.raises(CheckpointError, match="<slice>"):

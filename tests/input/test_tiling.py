@@ -6,22 +6,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny import picture
 
 from flashvl.config import TilerConfig
-from flashvl.tiling import (
-    average_margins,
-    canvas_of,
-    choose_grid,
-    cut_tiles,
-    stitch_tiles,
-    tile_image,
-    trim_margins,
-)
+from flashvl.input.tiling import canvas_of, choose_grid, cut_tiles, stitch_tiles, tile_image
 
 TILER = TilerConfig(
     tile_size=16, margin=2, max_tiles=6, resample=3, mean=(0.5,) * 3, std=(0.5,) * 3
@@ -66,7 +57,7 @@ def test_cores_cover_the_canvas_exactly_once(grid, core, margin):
     canvas = numbered_canvas(grid, core, margin)
     tiles = cut_tiles(canvas, grid, core)
     assert tiles.shape == (grid[0] * grid[1], core + 2 * margin, core + 2 * margin, 1)
-    cores = trim_margins(torch.from_numpy(tiles), margin).flatten().tolist()
+    cores = tiles[:, margin : margin + core, margin : margin + core].ravel().tolist()
     inside = canvas[margin : margin + grid[0] * core, margin : margin + grid[1] * core]
     assert sorted(cores) == sorted(inside.ravel().tolist())
 
@@ -104,20 +95,26 @@ def test_the_canvas_is_the_resized_picture_with_padding_around(padding):
     np.testing.assert_array_equal(canvas[0, 2:-2], wanted)
 
 
-@given(st.integers(1, 80), st.integers(1, 80), st.sampled_from(["trim", "mean", "none"]))
-def test_tiles_of_any_picture(height, width, stitching):
-    config = dataclasses.replace(TILER, stitching=stitching)
+@given(
+    st.integers(1, 80),
+    st.integers(1, 80),
+    st.sampled_from(["trim", "mean", "none"]),
+    st.booleans(),
+)
+def test_tiles_of_any_picture(height, width, stitching, thumbnail):
+    config = dataclasses.replace(TILER, stitching=stitching, thumbnail=thumbnail)
     image = picture(width, height)
     tiles, (rows, columns) = tile_image(image, config)
     assert (rows, columns) == choose_grid(height, width, config.core_size, config.max_tiles)
     cells, side = rows * columns, 12 if stitching == "none" else 16
-    assert tiles.shape == (cells + (cells > 1), side, side, 3)
+    assert tiles.shape == (cells + (thumbnail and cells > 1), side, side, 3)
+    assert config.tiles((rows, columns)) == len(tiles)
     margin = config.seen_margin
     stitched = stitch_tiles(tiles[:cells], (rows, columns), margin)
     np.testing.assert_array_equal(stitched, np.asarray(image.resize((columns * 12, rows * 12), 3)))
-    # The last one is the whole picture, whether it is the only tile or the thumbnail.
-    thumbnail = tiles[-1][margin : side - margin, margin : side - margin]
-    np.testing.assert_array_equal(thumbnail, np.asarray(image.resize((12, 12), 3)))
+    if thumbnail or cells == 1:  # then the last one is the whole picture
+        last = tiles[-1][margin : side - margin, margin : side - margin]
+        np.testing.assert_array_equal(last, np.asarray(image.resize((12, 12), 3)))
 
 
 def test_the_thumbnail_can_be_left_out():
@@ -139,7 +136,7 @@ def test_with_one_tile_it_is_a_single_resize(height, width):
     np.testing.assert_array_equal(tiles[0], np.asarray(picture(width, height).resize((16, 16), 2)))
 
 
-def test_every_tile_of_a_two_coloured_picture_sees_over_its_seam():
+def test_every_tile_of_a_two_colored_picture_sees_over_its_seam():
     image = Image.new("RGB", (24, 12), "red")
     image.paste("blue", (12, 0, 24, 12))
     left, right = tile_image(image, dataclasses.replace(TILER, resample=0, thumbnail=False))[0]
@@ -147,42 +144,3 @@ def test_every_tile_of_a_two_coloured_picture_sees_over_its_seam():
     assert left[8, 13].tolist() == [255, 0, 0]
     assert right[8, 1].tolist() == [255, 0, 0]
     assert right[8, 2].tolist() == [0, 0, 255]
-
-
-@given(grids, core_sizes, margins, st.booleans(), st.integers(0, 1000))
-def test_the_mean_of_margins_is_that_of_a_plain_loop(grid, core, margin, thumbnail, seed):
-    (rows, columns), side = grid, core + 2 * margin
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(rows * columns + thumbnail, side, side, 2, generator=generator)
-    result = average_margins(features, grid, margin)
-    assert result.shape == (len(features), core, core, 2)
-    for index in range(rows * columns):
-        for y in range(core):
-            for x in range(core):
-                # The place on the padded canvas, and every tile that saw it.
-                top = index // columns * core + margin + y
-                left = index % columns * core + margin + x
-                seen = [
-                    features[other, top - r * core, left - c * core]
-                    for other, (r, c) in enumerate(np.ndindex(rows, columns))
-                    if 0 <= top - r * core < side and 0 <= left - c * core < side
-                ]
-                torch.testing.assert_close(result[index, y, x], torch.stack(seen).mean(0))
-    if thumbnail:
-        assert torch.equal(result[-1], trim_margins(features[-1:], margin)[0])
-
-
-@given(grids, core_sizes, margins)
-def test_the_mean_of_equal_features_changes_nothing(grid, core, margin):
-    side = core + 2 * margin
-    features = torch.full((grid[0] * grid[1], side, side, 2), 1.5)
-    assert average_margins(features, grid, margin).eq(1.5).all()
-
-
-def test_trimming_keeps_the_core_alone():
-    features = torch.arange(2 * 36).reshape(2, 6, 6, 1)
-    assert trim_margins(features, 2)[..., 0].tolist() == [
-        [[14, 15], [20, 21]],
-        [[50, 51], [56, 57]],
-    ]
-    assert torch.equal(trim_margins(features, 0), features)

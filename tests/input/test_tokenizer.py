@@ -1,10 +1,9 @@
-"""Text is never a control token, both forms of files agree, damage is named, decoding is whole."""
+"""Text is never a control token, both forms of files agree, damage is named."""
 
 from __future__ import annotations
 
 import json
 import unicodedata
-from operator import length_hint
 
 import pytest
 from hypothesis import given
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 from tiny import CONTROL, mutated, tokenizer_definition
 
 from flashvl.errors import CheckpointError
-from flashvl.generate import whole_characters
-from flashvl.tokenizer import Tokenizer
+from flashvl.input.tokenizer import Tokenizer
 
 DEFINITION = tokenizer_definition()
 TOKENIZER = Tokenizer(DEFINITION)
@@ -181,48 +179,3 @@ def test_mutated_parts_are_a_tokenizer_or_a_checkpoint_error(tmp_path):
         tokenizer.decode(tokenizer.encode("What is <|im_end|>? 你好 👩‍👩‍👧"))
 
     check()
-
-
-def pieces(ids) -> list[str]:
-    return list(whole_characters(iter(ids), TOKENIZER))
-
-
-@pytest.mark.parametrize("text", ["红乂", "I 看到 a 圆形.", "🙂👍", "👩‍👩‍👧‍👦", "🏳️‍🌈 flag"])
-def test_streamed_pieces_are_whole_characters(text):
-    ids = TOKENIZER.encode(text)
-    assert len(ids) > len(text)  # so some characters are of several tokens
-    streamed = pieces(ids)
-    assert "".join(streamed) == text
-    assert not any("\ufffd" in piece for piece in streamed)
-    assert len(streamed) > 1
-
-
-def test_a_piece_comes_as_soon_as_its_character_is_whole():
-    ids = TOKENIZER.encode("a") + TOKENIZER.encode("丂") + TOKENIZER.encode("b")
-    assert len(ids) == 5  # three bytes of the rare character
-    unread = iter(ids)
-    came = [(length_hint(unread), piece) for piece in whole_characters(unread, TOKENIZER)]
-    assert came == [(4, "a"), (1, "丂"), (0, "b")]
-
-
-def test_an_answer_cut_inside_a_character_ends_in_one_replacement_sign():
-    ids = TOKENIZER.encode("a丂")
-    assert pieces(ids[:-1]) == ["a", "\ufffd"]
-
-
-def test_control_tokens_that_are_hidden_give_no_piece():
-    hidden = [TOKENIZER.control_id("<|im_start|>")]
-    assert pieces([*hidden, *TOKENIZER.encode("a"), *hidden]) == ["a"]
-
-
-@given(st.lists(st.integers(0, TOKENIZER.vocabulary + 5), max_size=30))
-def test_joined_pieces_are_the_decoded_answer(ids):
-    streamed = pieces(ids)
-    assert "".join(streamed) == TOKENIZER.decode(ids)
-    assert not any(piece.endswith("\ufffd") for piece in streamed[:-1])
-    assert all(streamed)
-
-
-@given(st.text(alphabet="aé红🙂\u200d👩🏽\ufffd", max_size=8))
-def test_joined_pieces_are_the_text(text):
-    assert "".join(pieces(TOKENIZER.encode(text))) == unicodedata.normalize("NFC", text)

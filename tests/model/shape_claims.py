@@ -1,15 +1,17 @@
 """Shape comments and docstrings held against what really passes through.
 
 The convention: the comment at the end of a statement, `# (B, T, D)`, is the shape of what it
-assigns or returns; `2 x (...)` of two such; a comment may end in `or None`. In a docstring
-`(...), (...) -> (...)` are the arrays that a function, or a module's forward, takes and gives.
-A letter or a name has one value within one call: that of a local variable or a known number
-where there is one, else the first it is seen with.
+assigns or returns; `2 x (...)` of two such, `each (...)` of all in a list; a comment may end in
+`or None`. What is assigned may be an attribute. In a docstring `(...), (...) -> (...)` are the
+arrays that a function, or a module's forward, takes and gives. A letter or a name has one value
+within one call: that of a local variable or a known number where there is one, else the first it
+is seen with.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import io
 import itertools
@@ -23,7 +25,7 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any
 
 SHAPE = r"\(([^()]*,[^()]*|T)\)"
-COMMENT = re.compile(rf"# (?:(\d) x )?{SHAPE}( or None)?$")
+COMMENT = re.compile(r"# (?:(\d) x |each )?\(([^()]+)\)( or None)?$")
 NAME = re.compile(r"[A-Za-z][A-Za-z_]*(?: [A-Za-z]+)*")
 
 
@@ -35,7 +37,7 @@ class Claim:
     shape: str
     parts: int = 1
     may_be_none: bool = False
-    targets: list[str] = field(default_factory=list)  # names that are assigned; none: returned
+    targets: list[str] = field(default_factory=list)  # what is assigned; none: returned
     lines: range = range(0)
 
 
@@ -54,7 +56,7 @@ def comment_claims(module: ModuleType) -> list[Claim]:
             continue
         number, shape, none = COMMENT.match(comments.pop(node.end_lineno)).groups()
         targets = [
-            target.id
+            ast.unparse(target)
             for target in (node.targets if isinstance(node, ast.Assign) else ())
             for target in (target.elts if isinstance(target, ast.Tuple) else (target,))
         ]
@@ -91,9 +93,14 @@ def fits(claimed: str, shape: tuple[int, ...], values: dict[str, int]) -> bool:
     if len(dims) != len(shape):
         return False
     return all(
-        any(_fits(option, size, values) for option in dim.split(" or "))
+        any(_fits(option, size, values) for option in sorted(dim.split(" or "), key=_unknown))
         for dim, size in zip(dims, shape)
     )
+
+
+def _unknown(option: str) -> bool:
+    """Numbers first, or else "B or 1" would make B what may as well be the 1."""
+    return not option.isdigit()
 
 
 def _fits(dim: str, size: int, values: dict[str, int]) -> bool:
@@ -137,8 +144,8 @@ class Checker:
 
     def _on_call(self, frame: FrameType, event: str, argument: Any) -> Callable | None:
         claims = self.comments.get(frame.f_code.co_filename)
-        if claims is None:
-            return None
+        if claims is None or frame.f_code.co_name.startswith("<"):
+            return None  # a comprehension is a part of the statement that it stands in
         module = Path(frame.f_code.co_filename).stem
         values, pending = dict(self.known.get(module, {})), []
         of_docstring = dict(values)
@@ -153,7 +160,7 @@ class Checker:
             left = [one for one in pending if one.targets and one not in here]
             for claim in pending[:] if event == "return" else left:
                 pending.remove(claim)
-                value = [frame.f_locals.get(name) for name in claim.targets] or argument
+                value = [_assigned(frame, target) for target in claim.targets] or argument
                 self._check(claim, value, values, frame)
             if event == "line":
                 pending.extend(one for one in here if one not in pending)
@@ -195,6 +202,12 @@ def _shapes(value: Any) -> list[tuple[int, ...]]:
         return list(itertools.chain.from_iterable(map(_shapes, value)))
     shape = getattr(value, "shape", None)
     return [] if shape is None else [tuple(shape)]
+
+
+def _assigned(frame: FrameType, target: str) -> Any:
+    """What a name or an attribute, in dots, holds."""
+    name, *attributes = target.split(".")
+    return functools.reduce(getattr, attributes, frame.f_locals.get(name))
 
 
 def _numbers(frame: FrameType) -> dict[str, int]:

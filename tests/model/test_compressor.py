@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_model
+from tiny import tiny_network
 
-from flashvl.compressor import pixel_shuffle
 from flashvl.errors import ArgumentError
+from flashvl.model.compressor import average_margins, pixel_shuffle, tiles_of, trim_margins
+
+grids = st.tuples(st.integers(1, 4), st.integers(1, 4))
+margins = st.integers(0, 3)
+core_sizes = st.integers(1, 6)
 
 
 @given(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
@@ -37,7 +42,7 @@ def numbered(model, tiles: int = 1) -> torch.Tensor:
 
 def test_tokens_go_row_by_row_or_column_by_column():
     for order, second in (("rows", 2), ("columns", 16)):
-        model = tiny_model("dynamic", token_order=order)
+        model = tiny_network("dynamic", token_order=order)
         tokens = model.compressor.reduce(numbered(model))  # (1, 16, 4 * 16)
         assert tokens.shape == (1, 16, 64)
         assert tokens[0, :2, ::16].tolist() == [
@@ -47,7 +52,7 @@ def test_tokens_go_row_by_row_or_column_by_column():
 
 
 def test_the_core_of_each_tile_goes_on():
-    model = tiny_model("iss")
+    model = tiny_network("iss")
     tokens = model.compressor.reduce(numbered(model, tiles=2))  # (2, 36, 16)
     core = [row * 8 + column for row in range(1, 7) for column in range(1, 7)]
     assert tokens[0, :, 0].tolist() == core
@@ -55,34 +60,61 @@ def test_the_core_of_each_tile_goes_on():
 
 
 def test_without_stitching_every_patch_goes_on():
-    model = tiny_model("iss", stitching="none")
+    model = tiny_network("iss", stitching="none")
     features = torch.randn(3, 36, 16)
     assert torch.equal(model.compressor.reduce(features), features)
 
 
-def test_the_mean_mode_must_know_the_grid():
-    model = tiny_model("iss", stitching="mean")
+def test_the_mean_mode_must_know_the_grids():
+    model = tiny_network("iss", stitching="mean")
     features = torch.randn(3, 64, 16)
-    with pytest.raises(ArgumentError, match="grid"):
+    with pytest.raises(ArgumentError, match="pass the grids"):
         model.compressor(features)
-    assert model.compressor(features, (1, 2)).shape == (3, 36, 16)
+    assert model.compressor(features, [(1, 2)]).shape == (3, 36, 16)
+    assert model.compressor(features, [[1, 2]]).shape == (3, 36, 16)  # as JSON has it
 
 
 def test_the_mean_mode_differs_at_seams_alone():
-    trim, mean = tiny_model("iss"), tiny_model("iss", stitching="mean")
-    features = torch.randn(2, 64, 16)
+    trim, mean = tiny_network("iss"), tiny_network("iss", stitching="mean")
+    features = torch.randn(3, 64, 16)
     trimmed = trim.compressor.reduce(features).unflatten(1, (6, 6))
-    averaged = mean.compressor.reduce(features, (1, 2)).unflatten(1, (6, 6))
+    averaged = mean.compressor.reduce(features, [(1, 2)]).unflatten(1, (6, 6))
     same = (trimmed == averaged).all(dim=-1)
     assert same[0, :, :5].all()
     assert same[1, :, 1:].all()
+    assert same[2].all()  # the thumbnail
     assert not same[0, :, 5].any()
     assert not same[1, :, 0].any()
 
 
-def test_the_mlp_by_hand(any_model):
-    compressor = any_model.compressor
-    features = torch.randn(2, any_model.config.vision.patches, any_model.config.vision.width)
+@pytest.mark.parametrize("stitching", ["trim", "mean", "none"])
+@pytest.mark.parametrize("thumbnail", [True, False])
+@given(pictures=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4))
+def test_each_of_several_pictures_is_reduced_as_if_it_were_alone(stitching, thumbnail, pictures):
+    model = tiny_network("iss", stitching=stitching, thumbnail=thumbnail)
+    compressor, tiler = model.compressor, model.config.tiler
+    side = 6 if stitching == "none" else 8
+    alone = [torch.randn(tiler.tiles(grid), side * side, 16) for grid in pictures]
+    reduced = compressor.reduce(torch.cat(alone), pictures)
+    parts = reduced.split([len(features) for features in alone])
+    for part, features, grid in zip(parts, alone, pictures, strict=True):
+        assert torch.equal(part, compressor.reduce(features, [grid]))
+
+
+@given(st.lists(grids, max_size=4), st.booleans(), st.integers(-3, 3))
+def test_grids_are_as_many_tiles_as_there_are_or_an_error(pictures, thumbnail, more):
+    tiler = tiny_network("iss", thumbnail=thumbnail).config.tiler
+    wanted = [r * c + (thumbnail and r * c > 1) for r, c in pictures]
+    if more == 0:
+        assert tiles_of(pictures, sum(wanted), tiler) == wanted
+        return
+    with pytest.raises(ArgumentError, match=f"have {sum(wanted)}"):
+        tiles_of(pictures, sum(wanted) + more, tiler)
+
+
+def test_the_mlp_by_hand(any_flash):
+    compressor, vision = any_flash.model.compressor, any_flash.config.vision
+    features = torch.randn(2, vision.patches, vision.width)
     x = compressor.reduce(features)
     x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     for layer in (compressor.expand, compressor.hidden, compressor.output):
@@ -92,8 +124,49 @@ def test_the_mlp_by_hand(any_model):
     torch.testing.assert_close(compressor(features), x)
 
 
-def test_the_token_count_is_the_configs(any_model):
-    vision = any_model.config.vision
-    pixels = torch.randn(2, 3, vision.image_size, vision.image_size)
-    tokens = any_model.encode(pixels)
-    assert tokens.shape == (2, any_model.config.tokens_per_tile, any_model.config.decoder.width)
+def test_the_token_count_is_the_configs(any_flash):
+    model, config = any_flash.model, any_flash.config
+    pixels = torch.randn(2, 3, config.vision.image_size, config.vision.image_size)
+    features = model.vision(pixels)
+    assert features.shape == (2, config.vision.patches, config.vision.width)
+    tokens = model.compressor(features)
+    assert tokens.shape == (2, config.tokens_per_tile, config.decoder.width)
+
+
+@given(grids, core_sizes, margins, st.booleans(), st.integers(0, 1000))
+def test_the_mean_of_margins_is_that_of_a_plain_loop(grid, core, margin, thumbnail, seed):
+    (rows, columns), side = grid, core + 2 * margin
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(rows * columns + thumbnail, side, side, 2, generator=generator)
+    result = average_margins(features, grid, margin)
+    assert result.shape == (len(features), core, core, 2)
+    for index in range(rows * columns):
+        for y in range(core):
+            for x in range(core):
+                # The place on the padded canvas, and every tile that saw it.
+                top = index // columns * core + margin + y
+                left = index % columns * core + margin + x
+                seen = [
+                    features[other, top - r * core, left - c * core]
+                    for other, (r, c) in enumerate(np.ndindex(rows, columns))
+                    if 0 <= top - r * core < side and 0 <= left - c * core < side
+                ]
+                torch.testing.assert_close(result[index, y, x], torch.stack(seen).mean(0))
+    if thumbnail:
+        assert torch.equal(result[-1], trim_margins(features[-1:], margin)[0])
+
+
+@given(grids, core_sizes, margins)
+def test_the_mean_of_equal_features_changes_nothing(grid, core, margin):
+    side = core + 2 * margin
+    features = torch.full((grid[0] * grid[1], side, side, 2), 1.5)
+    assert average_margins(features, grid, margin).eq(1.5).all()
+
+
+def test_trimming_keeps_the_core_alone():
+    features = torch.arange(2 * 36).reshape(2, 6, 6, 1)
+    assert trim_margins(features, 2)[..., 0].tolist() == [
+        [[14, 15], [20, 21]],
+        [[50, 51], [56, 57]],
+    ]
+    assert torch.equal(trim_margins(features, 0), features)
