@@ -12,12 +12,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 from .reading import MAX_INTEGER, Reader, copy_of
 
 Grid = tuple[int, int]  # rows, columns of tiles
+Padding = Literal["edge", "reflect", "symmetric", "constant"]  # NumPy's words
 
 # In input ids: a tile's first image token, and each of its further ones. Source: published code.
 TILE_START, TILE_NEXT = -200, -201
@@ -56,7 +57,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class CompressorConfig:
-    """`shuffle` x `shuffle` neighbouring patches become one token (1: no pixel shuffle)."""
+    """`shuffle` x `shuffle` neighboring patches become one token (1: no pixel shuffle)."""
 
     hidden_width: int
     shuffle: int
@@ -91,7 +92,7 @@ class TilerConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stitching: str = "trim"
-    padding: str = "edge"
+    padding: Padding = "edge"
     thumbnail: bool = True
 
     @property
@@ -134,11 +135,13 @@ ASSUMPTIONS = {
     "system": "prompt",
     "slice_markers": "prompt",
 }
-CHOICES = {
+PADDINGS: tuple[Padding, ...] = get_args(Padding)
+CHOICES: dict[str, tuple[str, ...]] = {
     "stitching": ("trim", "mean", "none"),
-    "padding": ("edge", "reflect", "symmetric", "constant"),
+    "padding": PADDINGS,
     "token_order": ("rows", "columns"),
 }
+
 
 @dataclass(frozen=True)
 class ModelKind:
@@ -226,7 +229,7 @@ class FlashVLConfig:
                 mean=kind.mean,
                 std=kind.std,
                 stitching=assumed.choice("stitching", CHOICES["stitching"], "trim"),
-                padding=assumed.choice("padding", CHOICES["padding"], "edge"),
+                padding=assumed.choice("padding", PADDINGS, "edge"),
                 thumbnail=assumed.boolean("thumbnail", True),
             ),
             prompt=PromptConfig(
@@ -313,7 +316,9 @@ def _vision(from_file: Reader, kind: ModelKind, assumed: Reader) -> VisionConfig
         heads=from_file.integer("num_attention_heads", 12 if siglip else 8),
         image_size=from_file.integer("image_size", 224, maximum=10_000),
         patch_size=from_file.integer("patch_size", 16 if siglip else 14, maximum=10_000),
-        eps=from_file.number("layer_norm_eps" if siglip else "rms_norm_eps", 1e-6 if siglip else 1e-5),
+        eps=from_file.number(
+            "layer_norm_eps" if siglip else "rms_norm_eps", 1e-6 if siglip else 1e-5
+        ),
         channels=from_file.integer("num_channels", 3, minimum=3, maximum=3),
         pooling_head=siglip and from_file.boolean("vision_use_head", True),
         feature_layer=assumed.integer("feature_layer", -1, minimum=-1, maximum=1000),

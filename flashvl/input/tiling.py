@@ -1,7 +1,7 @@
 """The tiler: which tiles a picture is cut into, and the picture put together again.
 
 Pure functions, no weights. A tile is what the tower sees at once. Its core belongs to it alone;
-around the core lies a margin, which shows the neighbouring tiles' pixels (implicit semantic
+around the core lies a margin, which shows the neighboring tiles' pixels (implicit semantic
 stitching, paper section 3). With a margin of 0 this is the plain tiling of Dynamic, and with one
 tile at most it is the single resize of Static.
 

@@ -25,7 +25,7 @@ class Compressor(nn.Module):
     """features (S, N, vision width) of one or more pictures -> tokens (S, T, decoder width).
 
     `grids` are the (rows, columns) of each picture's tiles. They may be left out in all stitching
-    modes but `mean`, which must know which tiles are neighbours. Raises `ArgumentError` if the
+    modes but `mean`, which must know which tiles are neighbors. Raises `ArgumentError` if the
     grids do not fit the count of tiles, or are missing in that mode.
     """
 
@@ -54,7 +54,7 @@ class Compressor(nn.Module):
         if self.tiler.stitching == "mean" and self.margin > 0 and len(x) > 0:
             if grids is None or counts is None:
                 raise ArgumentError(
-                    "the stitching mode mean needs to know which tiles are neighbours; pass the "
+                    "the stitching mode mean needs to know which tiles are neighbors; pass the "
                     "grids of the pictures"
                 )
             pictures = zip(x.split(counts), grids)
@@ -104,8 +104,8 @@ def trim_margins(features: Tensor, margin: int) -> Tensor:
 def average_margins(features: Tensor, grid: Grid, margin: int) -> Tensor:
     """The stitching mode `mean`: a core token becomes the mean of all that saw its place.
 
-    Near a seam the neighbours' margins show the same place; their features are added and divided
-    by how many there are. A thumbnail after the grid's tiles has no neighbours and is trimmed.
+    Near a seam the neighbors' margins show the same place; their features are added and divided
+    by how many there are. A thumbnail after the grid's tiles has no neighbors and is trimmed.
     (S, side, side, D) of one picture -> (S, core, core, D). `margin` in patches.
     """
     rows, columns = grid
@@ -127,7 +127,7 @@ def average_margins(features: Tensor, grid: Grid, margin: int) -> Tensor:
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
-    """factor x factor neighbours become one token, channel blocks (0, 0), (0, 1), (1, 0), (1, 1).
+    """factor x factor neighbors become one token, channel blocks (0, 0), (0, 1), (1, 0), (1, 1).
 
     (S, rows * factor, columns * factor, D) -> (S, rows, columns, factor * factor * D).
     """

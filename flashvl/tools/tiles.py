@@ -51,7 +51,7 @@ WHAT_THEY_DO = {
     "trim": "The tower sees core and margin. The margin's patches are then thrown away.",
     "mean": "The tower sees core and margin. Where tiles overlap, a token is the mean of what "
     "each of them saw there.",
-    "none": "The tower sees the core alone. No tile knows what its neighbour shows.",
+    "none": "The tower sees the core alone. No tile knows what its neighbor shows.",
 }
 NO_MARGIN = "This model's tiles have no margin, so that there is nothing to stitch."
 
@@ -174,7 +174,7 @@ def meanings(grid: Grid, config: FlashVLConfig) -> Image.Image:
         stripes = padded(swatch(WHITE), np.ones((22, 22), dtype=bool))
         filled = f'padding: pixels that are not in the picture (here "{config.tiler.padding}")'
         if grid != (1, 1):
-            entries.append((orange, "margin: pixels of the neighbouring tiles, seen once more"))
+            entries.append((orange, "margin: pixels of the neighboring tiles, seen once more"))
         entries.append((stripes, filled))
         for tiles in sorted(set(seen_by(grid, config.tiler.core_size, margin).flat) - {1}):
             words = f"a token that is the mean of what {tiles} tiles saw there"

@@ -32,7 +32,7 @@ IN_LATER_PASS = {"": "decode", "decoder": None}
 
 
 @dataclass
-class Row:
+class TracedPart:
     """One stage or module, all its calls together; depth 1 is a stage.
 
     Shapes are those of the first call. `weights` are the parameters read, id -> how many numbers,
@@ -66,7 +66,7 @@ class Weight:
 
 
 class Recorder(TorchFunctionMode):
-    """While it is entered, every stage and every module down to `depth` becomes a `Row`.
+    """While it is entered, every stage and every module down to `depth` becomes a `TracedPart`.
 
     It watches the passes of one run of a network, the prompt's first. A module's row lies under
     the module that called it, so a list of modules is no level.
@@ -77,9 +77,9 @@ class Recorder(TorchFunctionMode):
         self.model = model
         self.depth = depth
         self.passes = 0  # of the network that have begun
-        self.rows: dict[tuple[str, str], Row] = {}  # by stage and name
+        self.rows: dict[tuple[str, str], TracedPart] = {}  # by stage and name
         self.stage = ""  # the one that runs, or ran last
-        self.running: list[tuple[Row, float]] = []  # the rows that run, and since when
+        self.running: list[tuple[TracedPart, float]] = []  # the rows that run, and since when
         self.level = 0  # how deep the calls are, rows or not
         self.hooks = ExitStack()
 
@@ -110,7 +110,7 @@ class Recorder(TorchFunctionMode):
                 row.operations += operations
         return func(*args, **(kwargs or {}))
 
-    def stages(self) -> dict[str, Row]:
+    def stages(self) -> dict[str, TracedPart]:
         return {row.name: row for row in self.rows.values() if row.depth == 1}
 
     def begin(self, name: str, inputs: Values) -> None:
@@ -122,7 +122,7 @@ class Recorder(TorchFunctionMode):
             return
         key = (self.stage, name)
         if key not in self.rows:
-            self.rows[key] = Row(name, self.level, shapes(inputs))
+            self.rows[key] = TracedPart(name, self.level, shapes(inputs))
         row = self.rows[key]
         row.calls += 1
         row.bytes += count_bytes(inputs)

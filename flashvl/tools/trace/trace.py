@@ -34,7 +34,7 @@ from ...input.processor import Prompt, normalize
 from ...input.tiling import tile_image
 from ...model.network import FlashVLModel
 from ..new_file import check_new, write_new
-from .recorder import Recorder, Row
+from .recorder import Recorder, TracedPart
 from .report import page, text
 
 QUESTION = "What is in the picture?"
@@ -224,10 +224,10 @@ def counts(recorder: Recorder, timed: bool) -> dict[str, Any]:
     """The rows and their totals; shares are of the stages' time, or without times of operations."""
     model, stages = recorder.model, recorder.stages().values()
 
-    def measure(row: Row) -> float:
+    def measure(row: TracedPart) -> float:
         return row.seconds if timed else row.operations
 
-    def milliseconds(*rows: Row) -> float | None:
+    def milliseconds(*rows: TracedPart) -> float | None:
         return round(1000 * sum(row.seconds for row in rows), 3) if timed else None
 
     whole = sum(measure(row) for row in stages)
