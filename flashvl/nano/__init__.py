@@ -1,1 +1,1 @@
-"""The embedded model: its world (scenes, questions), its training and its scoring."""
+"""The embedded model: its world, the recipe of its training, and how it is scored."""

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..config import FlashVLConfig
-from ..image import normalise
-from ..prompt import END, encode_messages
-from ..tiling import Grid, tile_image
-from ..tokenizer import Tokenizer
-from .packed import IGNORED, packed_tile
-from .questions import Question, without_picture
+from ..config import FlashVLConfig, Grid
+from ..input.processor import normalize
+from ..input.prompt import TURN_END, encode_messages
+from ..input.tiling import tile_image
+from ..input.tokenizer import Tokenizer
 from .recipe import Stage
-from .scenes import Scene, scene, training_number
+from .world.packed import IGNORED, packed_tile
+from .world.questions import Question, without_picture
+from .world.scenes import Scene, scene, training_number
 
 # How often a kind is asked in training, others 1: what is learned soon needs few.
 WEIGHTS = {
@@ -37,18 +38,18 @@ SPAN = 2**32  # scene numbers of one stage; no stage draws as many
 class TileBatch:
     """pixels (S, C, height, width) float32, and labels of each patch as `PackedTile` has them.
 
-    names, colours and places (S, N) int64, outlines (S, N, cells) and boxes (S, N, 4) float32.
+    names, colors and places (S, N) int64, outlines (S, N, cells) and boxes (S, N, 4) float32.
     """
 
     pixels: Tensor
     names: Tensor
-    colours: Tensor
+    colors: Tensor
     places: Tensor
     outlines: Tensor
     boxes: Tensor
 
     def to(self, device: torch.device) -> TileBatch:
-        labels = (self.names, self.colours, self.places, self.outlines, self.boxes)
+        labels = (self.names, self.colors, self.places, self.outlines, self.boxes)
         return TileBatch(*(part.to(device) for part in (self.pixels, *labels)))
 
     @property
@@ -60,17 +61,14 @@ class TileBatch:
 class SceneBatch:
     """pixels (S, C, height, width) of all rows, and rows (B, T) int64, each of a picture or none.
 
-    `grids` and `tiles` say of each picture its grid and how many of the pixels' tiles it has.
-
-    A row is the beginning of the prompt up to the picture's last token, and then conversations
-    side by side: each goes on from that beginning and does not see the others. A label is the id
-    to be predicted at its own place, or IGNORED; positions are the decoder's; owners are 0 for
-    the beginning, 1, 2, ... for the conversations and -1 for padding.
+    `grids` are those of the pictures. A row is the beginning of the prompt up to the picture's last
+    token, and then conversations side by side: each goes on from that beginning and does not see
+    the others. A label is the id to be predicted at its own place, or IGNORED; positions are the
+    decoder's; owners are 0 for the beginning, 1, 2, ... for the conversations and -1 for padding.
     """
 
     pixels: Tensor
     grids: list[Grid]
-    tiles: list[int]
     input_ids: Tensor
     labels: Tensor
     positions: Tensor
@@ -78,12 +76,21 @@ class SceneBatch:
 
     def to(self, device: torch.device) -> SceneBatch:
         rows = (self.input_ids, self.labels, self.positions, self.owners)
-        rows = (part.to(device) for part in rows)
-        return SceneBatch(self.pixels.to(device), self.grids, self.tiles, *rows)
+        return SceneBatch(self.pixels.to(device), self.grids, *(part.to(device) for part in rows))
 
     @property
     def pictures(self) -> int:
-        return len(self.tiles)
+        return len(self.grids)
+
+    @property
+    def is_answer(self) -> Tensor:
+        """Which ids are to be predicted: bools (B, T)."""
+        return self.labels != IGNORED
+
+    @property
+    def before_answer(self) -> Tensor:
+        """Where they are predicted, each one place before: bools (B, T)."""
+        return F.pad(self.is_answer[:, 1:], (0, 1), value=False)
 
     @property
     def mask(self) -> Tensor:
@@ -92,7 +99,7 @@ class SceneBatch:
         return ((columns == 0) | (rows == columns)).tril()[:, None]  # (B, 1, T, T)
 
 
-class TileBatches(Dataset):
+class TileBatches(Dataset[TileBatch]):
     """Item i is the batch of step i: packed tiles and the labels of their patches."""
 
     def __init__(self, config: FlashVLConfig, stage: Stage, seed: int, first: int) -> None:
@@ -110,12 +117,12 @@ class TileBatches(Dataset):
         pixels = np.stack([tile.pixels for tile in drawn])  # (S, height, width, C)
         labels = (
             torch.from_numpy(np.stack(part)).flatten(1, 2)  # (S, N) or (S, N, values)
-            for part in zip(*((t.names, t.colours, t.places, t.outlines, t.boxes) for t in drawn))
+            for part in zip(*((t.names, t.colors, t.places, t.outlines, t.boxes) for t in drawn))
         )
-        return TileBatch(normalise(pixels, tiler.mean, tiler.std), *labels)
+        return TileBatch(normalize(pixels, tiler.mean, tiler.std), *labels)
 
 
-class SceneBatches(Dataset):
+class SceneBatches(Dataset[SceneBatch]):
     """Item i is the batch of step i: scenes with conversations about each.
 
     The last row is without a picture.
@@ -130,19 +137,18 @@ class SceneBatches(Dataset):
     def __getitem__(self, step: int) -> SceneBatch:
         stage, tiler = self.stage, self.config.tiler
         drawn = [
-            scene(number, stage.sides, stage.things, stage.digits, stage.most_elongated)
+            scene(number, stage.sides, stage.things, stage.digits, stage.max_aspect_ratio)
             for number in scene_numbers(stage, self.seed, self.first, step)
         ]
         tiles, grids = zip(*(tile_image(one.picture, tiler) for one in drawn))
-        counts = [len(its_tiles) for its_tiles in tiles]
-        asked = [(converse(one, stage), count) for one, count in zip(drawn, counts)]
+        asked = [(converse(one, stage), len(its_tiles)) for one, its_tiles in zip(drawn, tiles)]
         asked.append((converse_without_picture(drawn[0], stage), 0))
         rows = [
             encode_side_by_side(conversations, self.tokenizer, self.config, count)
             for conversations, count in asked
         ]
-        pixels = normalise(np.concatenate(tiles), tiler.mean, tiler.std)  # (S, C, height, width)
-        return SceneBatch(pixels, list(grids), counts, *pad(rows))
+        pixels = normalize(np.concatenate(tiles), tiler.mean, tiler.std)  # (S, C, height, width)
+        return SceneBatch(pixels, list(grids), *pad(rows))
 
 
 def scene_numbers(stage: Stage, seed: int, first: int, step: int) -> list[int]:
@@ -206,14 +212,14 @@ def encode_conversation(
     for question in questions:
         messages.append({"role": "user", "content": question.text})
         prompt = encode_messages(messages, tokenizer, config.prompt, tiles, config.tokens_per_tile)
-        answer = [*tokenizer.encode(question.answer), tokenizer.control_id(END)]
+        answer = [*tokenizer.encode(question.answer), tokenizer.control_id(TURN_END)]
         labels += [IGNORED] * (len(prompt) - len(ids)) + answer
         ids = prompt + answer
         messages.append({"role": "assistant", "content": question.answer})
     return ids, labels
 
 
-def pad(rows: list[tuple[list[int], ...]]) -> list[Tensor]:
+def pad(rows: Sequence[tuple[list[int], ...]]) -> list[Tensor]:
     """Rows of `encode_side_by_side` -> input_ids, labels, positions, owners, each (B, T).
 
     Padded on the right.
@@ -238,6 +244,7 @@ def batches(
     The same seed gives the same batches, whatever ran before.
     """
     first = stage_number * SPAN
+    data: TileBatches | SceneBatches
     if stage.data == "tiles":
         data = TileBatches(config, stage, seed, first)
     else:
@@ -248,11 +255,11 @@ def batches(
         batch_size=None,
         num_workers=1,
         prefetch_factor=4,
-        worker_init_fn=_leave_interrupts_to_the_trainer,
+        worker_init_fn=_leave_interrupts_to_the_loop,
     )
     return iter(loader)
 
 
-def _leave_interrupts_to_the_trainer(worker: int) -> None:
+def _leave_interrupts_to_the_loop(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)

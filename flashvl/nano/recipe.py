@@ -9,37 +9,37 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from ..config import FlashVLConfig
-from ..tokenizer import QWEN2_PATTERN, Tokenizer
-from .scenes import scene, training_number
+from ..input.tokenizer import QWEN2_PATTERN, Tokenizer
+from ..training.loop import Schedule
+from .world.scenes import scene, training_number
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TOWER, READER = ("vision",), ("compressor", "decoder")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage: what is trained, on what, how much. `rate` is the highest learning rate.
+class Stage(Schedule):
+    """One stage: its name, its steps, its highest learning rate; what is trained, and on what.
 
     `data` is "tiles" (packed tiles with labels for each patch) or "scenes" (pictures with sides
     of `sides` pixels and `questions` about each, in conversations of up to `rounds` side by side).
-    `things` are the fewest and the most in each tile or scene, `digits` the most of a number.
+    `things` are the minimum and the maximum in each tile or scene, `digits` the maximum of a
+    number; `batch` counts tiles or scenes.
     """
 
-    name: str
     data: str
     parts: tuple[str, ...]
     things: tuple[int, int]
     digits: int
-    steps: int
     batch: int
-    rate: float
     sides: tuple[int, int] = (80, 640)
-    most_elongated: float = 4.0
+    max_aspect_ratio: float = 4.0
     questions: int = 10
     rounds: int = 10
 
@@ -48,7 +48,7 @@ class Stage:
 class Recipe:
     """A config in the published form, the size of the vocabulary, and the stages in order."""
 
-    config: dict
+    config: dict[str, Any]
     vocabulary: int
     stages: tuple[Stage, ...]
 
@@ -80,12 +80,23 @@ NANO = Recipe(
     vocabulary=768,
     stages=(
         # Alone a thing is learned in a tenth of the steps that it takes among many.
-        Stage("tower, one thing", "tiles", TOWER, (1, 1), 1, steps=3000, batch=32, rate=2e-3),
-        Stage("tower, many", "tiles", TOWER, (1, 6), 4, steps=6000, batch=32, rate=1.5e-3),
+        Stage("tower, one thing", 3000, 2e-3, "tiles", TOWER, things=(1, 1), digits=1, batch=32),
+        Stage("tower, many", 6000, 1.5e-3, "tiles", TOWER, things=(1, 6), digits=4, batch=32),
         # Pictures of a single tile: the words are learned at a fifth of the cost.
-        Stage("words", "scenes", READER, (1, 3), 3, 2000, 16, 2e-3, (80, 118), 1.0),
-        Stage("answers", "scenes", READER, (1, 4), 4, 1200, 16, 1.5e-3),
-        Stage("longer", "scenes", READER, (1, 4), 4, 640, 16, 1e-3),
+        Stage(
+            "words",
+            2000,
+            2e-3,
+            "scenes",
+            READER,
+            things=(1, 3),
+            digits=3,
+            batch=16,
+            sides=(80, 118),
+            max_aspect_ratio=1.0,
+        ),
+        Stage("answers", 1200, 1.5e-3, "scenes", READER, things=(1, 4), digits=4, batch=16),
+        Stage("longer", 640, 1e-3, "scenes", READER, things=(1, 4), digits=4, batch=16),
     ),
 )
 RECIPES = {"nano": NANO}

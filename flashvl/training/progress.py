@@ -1,4 +1,4 @@
-"""What a training run says of itself: a line on the terminal, and a log of JSON lines."""
+"""What a training says of itself: a line on the terminal, and a log of JSON lines."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .recipe import Stage
+from ..terminal import end_progress, show_progress
 
 LOG_EVERY = 25  # steps
 
 
 class Progress:
-    """Prints and logs the loss, the share of right labels, the rate and the time left."""
+    """Logs the loss, the share of right labels and the speed of a stage; shows the time left.
 
-    def __init__(self, stage: Stage, number: int, stages: int, first: int, log: Path) -> None:
-        self.stage, self.log, self.first = stage, log, first
-        self.title = f"stage {number + 1} of {stages}, {stage.name}"
+    `first` is the stage's first step in this process. At the end of the stage a line is printed.
+    """
+
+    def __init__(self, stage: str, first: int, steps: int, log: Path) -> None:
+        self.stage, self.first, self.steps, self.log = stage, first, steps, log
         self.start = self.since = time.monotonic()
         self.losses: list[Tensor] = []
         self.shares: list[Tensor] = []
@@ -30,26 +32,27 @@ class Progress:
         self.shares.append(share)
         self.pictures += pictures
         done = step + 1
-        if done % LOG_EVERY and done != self.stage.steps:
+        if done % LOG_EVERY and done != self.steps:
             return
         now = time.monotonic()
+        mean_loss = torch.stack(self.losses).mean().item()
+        right = torch.stack(self.shares).mean().item()
         line = {
-            "stage": self.stage.name,
+            "stage": self.stage,
             "step": done,
-            "steps": self.stage.steps,
-            "loss": round(torch.stack(self.losses).mean().item(), 4),
-            "right": round(torch.stack(self.shares).mean().item(), 4),
+            "steps": self.steps,
+            "loss": round(mean_loss, 4),
+            "right": round(right, 4),
             "pictures_per_second": round(self.pictures / (now - self.since), 1),
             "seconds": round(now - self.start, 1),
         }
-        left = (now - self.start) / (done - self.first) * (self.stage.steps - done)
-        print(
-            f"\r{self.title}: step {done} of {self.stage.steps}, loss {line['loss']:.3f}, "
-            f"right {line['right']:.1%}, {line['pictures_per_second']:.0f} pictures/s, "
-            f"{left / 60:.0f} min left in this stage ",
-            end="\n" if done == self.stage.steps else "",
-            flush=True,
-        )
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        text = f"{self.stage}: loss {mean_loss:.3f}, right {right:.1%}"
+        if done < self.steps:
+            left = (now - self.start) / (done - self.first) * (self.steps - done)
+            show_progress(f"{text}, {left / 60:.0f} min left", done / self.steps)
+        else:
+            end_progress()
+            print(f"{text}, {(now - self.start) / 60:.0f} min", flush=True)
         self.losses, self.shares, self.pictures, self.since = [], [], 0, now

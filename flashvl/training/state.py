@@ -1,109 +1,125 @@
-"""The state of a training run in one file, so that it can go on after an interruption."""
+"""The state of a training in one safetensors file, so that it can go on after an interruption."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from ..checkpoint import open_safetensors
+from ..checkpoint.files import open_safetensors
 from ..errors import ArgumentError, CheckpointError
-from .trainer import Trainer
+from ..reading import shown
+
+WEIGHT = "weight"  # before a parameter's name in the file; before others stands a moment's name
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a training has come; `step` steps of stage number `stage` are done.
+
+    `settings` is what makes it this training and no other. Weights are by their parameters' names,
+    the optimizers' moments by "moment/parameter".
+    """
+
+    settings: dict[str, Any]
+    stage: int
+    step: int
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
 
 
 def save_state(
-    trainer: Trainer,
-    optimizers: list[torch.optim.Optimizer],
     file: Path,
-    run: dict[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    settings: dict[str, Any],
+    optimizers: Iterable[Optimizer],
     stage: int,
     step: int,
 ) -> None:
-    """Weights and the optimizers' moments as safetensors; the next stage and step as metadata."""
-    tensors = {f"weight/{name}": one.detach() for name, one in trainer.named_parameters()}
-    for name, parameter in trainer.named_parameters():
+    """Replaces the file, which is whole at every moment."""
+    tensors = {f"{WEIGHT}/{name}": one.detach() for name, one in parameters.items()}
+    for name, parameter in parameters.items():
         for optimizer in optimizers:
             for moment, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{moment}/{name}"] = value
     temporary = file.with_suffix(".writing")
-    metadata = {"run": json.dumps(run), "stage": str(stage), "step": str(step)}
+    metadata = {"settings": json.dumps(settings), "stage": str(stage), "step": str(step)}
     save_file(tensors, temporary, metadata)
     os.replace(temporary, file)
 
 
-def load_state(
-    trainer: Trainer, file: Path, run: dict[str, Any]
-) -> tuple[int, int, dict[str, Tensor]]:
-    """Gives the trainer its weights back -> stage, step, moments by name.
-
-    Raises `CheckpointError` if the state is damaged and `ArgumentError` if it is another run's.
-    """
-    metadata, stored = _read(file)
-    if metadata.get("run") != json.dumps(run):
-        raise ArgumentError(
-            f"{file.parent} holds a run with other settings ({metadata.get('run')}); "
-            "resume with the same recipe, seed, steps, stitching and tower"
-        )
-    _take(trainer, stored, file)
-    moments = {name: one for name, one in stored.items() if not name.startswith("weight/")}
-    return int(metadata["stage"]), int(metadata["step"]), moments
-
-
-def load_tower(trainer: Trainer, file: Path, stages: int, run: dict[str, Any]) -> None:
-    """Gives the trainer the tower and the label head of another run, which has done `stages`.
-
-    Raises `CheckpointError` if they do not fit and `ArgumentError` if there are none, or they are
-    not yet trained or were trained on tiles of another size.
-    """
-    if not file.exists():
-        raise ArgumentError(f"{file.parent} has no {file.name} to take a tower from")
-    metadata, stored = _read(file)
-    if "run" not in metadata:
-        raise CheckpointError(f"{file} is not the state of a training run")
-    other = json.loads(metadata["run"])
-    if int(metadata["stage"]) < stages:
-        raise ArgumentError(
-            f"the tower of {file.parent} is not trained yet; let that run go on until its first "
-            f"{stages} stages are done"
-        )
-    if (other["stitching"] == "none") != (run["stitching"] == "none"):
-        raise ArgumentError(
-            f"the tower of {file.parent} was trained for stitching mode {other['stitching']}, this "
-            f"run is of {run['stitching']}: trim and mean can share a tower, none sees no margin "
-            "and needs its own"
-        )
-    _take(trainer, stored, file, ("model.vision.", "label_head."))
-
-
-def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """-> the metadata and the tensors of a state."""
-    with open_safetensors(file) as state:
-        stored = {name: state.get_tensor(name).clone() for name in state.keys()}
-        return state.metadata() or {}, stored
-
-
-def _take(
-    trainer: Trainer, stored: dict[str, Tensor], file: Path, beginnings: str | tuple[str, ...] = ""
-) -> None:
-    """Copies the stored weights whose names begin so, by default all, to the trainer."""
+def read_state(file: Path) -> State:
+    """Raises `CheckpointError` if the file is damaged or is no state of a training."""
+    with open_safetensors(file) as opened:
+        metadata = opened.metadata() or {}
+        stored = {name: opened.get_tensor(name).clone() for name in opened.keys()}
     try:
-        for name, parameter in trainer.named_parameters():
-            if name.startswith(beginnings):
-                parameter.data.copy_(stored[f"weight/{name}"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{file} does not fit the recipe: {error}") from error
+        settings = json.loads(metadata["settings"])
+        stage, step = int(metadata["stage"]), int(metadata["step"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{file} is not the state of a training") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file} is the state of a training, but its settings are damaged")
+    start = f"{WEIGHT}/"
+    weights = {
+        name.removeprefix(start): one for name, one in stored.items() if name.startswith(start)
+    }
+    moments = {name: one for name, one in stored.items() if not name.startswith(start)}
+    return State(settings, stage, step, weights, moments)
+
+
+def load_state(
+    file: Path, parameters: Mapping[str, nn.Parameter], settings: dict[str, Any]
+) -> State:
+    """Gives the parameters their weights back; the moments are for `restore_moments`.
+
+    Raises `CheckpointError` if the state is damaged and `ArgumentError` if it is of a training
+    with other settings.
+    """
+    state = read_state(file)
+    if state.settings != settings:
+        its_own = ", ".join(
+            f"{name} {shown(state.settings.get(name))}"
+            for name in state.settings | settings
+            if state.settings.get(name) != settings.get(name)
+        )
+        raise ArgumentError(
+            f"{file.parent} holds a run with other settings ({its_own}); resume it with the same"
+        )
+    take_weights(parameters, state, file)
+    return state
+
+
+def take_weights(parameters: Mapping[str, nn.Parameter], state: State, file: Path) -> None:
+    """Gives these parameters the weights of a state, which was read from `file`.
+
+    Raises `CheckpointError` if one is missing or of another shape.
+    """
+    for name, parameter in parameters.items():
+        if name not in state.weights:
+            raise CheckpointError(f"{file} does not fit what is trained: {name} is missing")
+        weight = state.weights[name]
+        if weight.shape != parameter.shape:
+            raise CheckpointError(
+                f"{file} does not fit what is trained: {name} has shape {tuple(weight.shape)}, "
+                f"wanted {tuple(parameter.shape)}"
+            )
+        parameter.data.copy_(weight)
 
 
 def restore_moments(
-    optimizers: list[torch.optim.Optimizer], trainer: Trainer, moments: dict[str, Tensor]
+    optimizers: Iterable[Optimizer],
+    parameters: Mapping[str, nn.Parameter],
+    moments: Mapping[str, Tensor],
 ) -> None:
-    """The optimizers' state as `load_state` found it; a stage's first step has none."""
-    named = dict(trainer.named_parameters())
+    """The optimizers' moments as a `State` has them; before a stage's first step it has none."""
     optimizer_of = {
         parameter: optimizer
         for optimizer in optimizers
@@ -112,6 +128,6 @@ def restore_moments(
     }
     for key, value in moments.items():
         moment, name = key.split("/", 1)
-        parameter = named[name]
+        parameter = parameters[name]
         if parameter in optimizer_of:
             optimizer_of[parameter].state[parameter][moment] = value.to(parameter.device)

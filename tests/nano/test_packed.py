@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import numpy as np
@@ -10,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
-from flashvl.nano import packed
-from flashvl.nano.numbers import DIGITS
-from flashvl.nano.packed import CELLS, IGNORED, NAMES, PackedTile, packed_tile
-from flashvl.nano.shapes import COLOURS, SHAPES
-from flashvl.nano.things import Object
+from flashvl.nano.world import packed
+from flashvl.nano.world.packed import CELLS, IGNORED, NAMES, PackedTile, packed_tile
+from flashvl.nano.world.things import COLORS, DIGITS, SHAPES, Object
 
 numbers = st.integers(0, 2**60)
 TILE, PATCH = 112, 14
@@ -22,7 +21,9 @@ SIDE = TILE // PATCH
 CELL = PATCH / CELLS  # pixels
 
 
+@functools.cache
 def tile_of(number: int, margin: int = 0, things: int = 6, digits: int = 4) -> PackedTile:
+    """Drawn once, for several tests look at the same ones."""
     return packed_tile(number, TILE, PATCH, margin, things, digits)
 
 
@@ -33,19 +34,21 @@ def as_map(tile: PackedTile) -> np.ndarray:
 
 
 def boxes_in_the_tile(tile: PackedTile) -> np.ndarray:
-    """Boxes from the tile's left and top instead of from each patch's centre, in patches."""
-    centres = np.arange(SIDE) + 0.5
+    """Boxes from the tile's left and top instead of from each patch's center, in patches."""
+    centers = np.arange(SIDE) + 0.5
     boxes = tile.boxes.copy()
-    boxes[..., 0::2] += centres[None, :, None]
-    boxes[..., 1::2] += centres[:, None, None]
+    boxes[..., 0::2] += centers[None, :, None]
+    boxes[..., 1::2] += centers[:, None, None]
     return boxes
 
 
 @given(numbers)
 @settings(max_examples=10)
 def test_the_same_number_gives_the_same_tile(number):
-    first, second, other = tile_of(number, 1), tile_of(number, 1), tile_of(number + 1, 1)
-    for name in ("pixels", "names", "colours", "places", "outlines", "boxes"):
+    first, second, other = (
+        packed_tile(one, TILE, PATCH, 1, 6, 4) for one in (number, number, number + 1)
+    )
+    for name in ("pixels", "names", "colors", "places", "outlines", "boxes"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
     assert (first.pixels != other.pixels).any()
 
@@ -55,7 +58,7 @@ def test_shapes_and_ranges(number, margin, things, digits):
     tile = tile_of(number, margin, things, digits)
     assert (tile.pixels.shape, tile.pixels.dtype) == ((TILE, TILE, 3), np.uint8)
     assert (tile.names.shape, tile.names.dtype) == ((SIDE, SIDE), np.int64)
-    assert (tile.colours.shape, tile.colours.dtype) == ((SIDE, SIDE), np.int64)
+    assert (tile.colors.shape, tile.colors.dtype) == ((SIDE, SIDE), np.int64)
     assert (tile.places.shape, tile.places.dtype) == ((SIDE, SIDE), np.int64)
     assert (tile.outlines.shape, tile.outlines.dtype) == ((SIDE, SIDE, CELLS**2), np.float32)
     assert (tile.boxes.shape, tile.boxes.dtype) == ((SIDE, SIDE, 4), np.float32)
@@ -63,9 +66,9 @@ def test_shapes_and_ranges(number, margin, things, digits):
     assert tile.outlines.max() <= 1
     known = len(NAMES) if digits else len(SHAPES)
     assert set(np.unique(tile.names)) <= {IGNORED, *range(known + 1)}
-    assert set(np.unique(tile.colours)) <= {IGNORED, *range(len(COLOURS) + 1)}
+    assert set(np.unique(tile.colors)) <= {IGNORED, *range(len(COLORS) + 1)}
     for none in (0, IGNORED):
-        np.testing.assert_array_equal(tile.names == none, tile.colours == none)
+        np.testing.assert_array_equal(tile.names == none, tile.colors == none)
     np.testing.assert_array_equal(tile.boxes.any(-1), tile.names > 0)
     assert set(np.unique(tile.places)) <= {IGNORED, *range(digits)}
     assert (tile.names[tile.places != IGNORED] > len(SHAPES)).all()
@@ -93,8 +96,8 @@ def test_a_box_meets_its_patch_and_is_of_one_thing(number, margin):
     assert (bottom - top > 0.1).all()
     labels: dict[tuple, set] = {}
     boxes = boxes_in_the_tile(tile)[shown].round(2)
-    for box, name, colour in zip(boxes, tile.names[shown], tile.colours[shown]):
-        labels.setdefault(tuple(box), set()).add((name, colour))
+    for box, name, color in zip(boxes, tile.names[shown], tile.colors[shown]):
+        labels.setdefault(tuple(box), set()).add((name, color))
     assert all(len(one) == 1 for one in labels.values())
 
 
@@ -104,41 +107,41 @@ def test_a_tile_that_is_cut_shows_the_middle_and_forgets_places_it_cannot_tell()
         whole, part = tile_of(number, 1), packed_tile(number, TILE, PATCH, 1, 6, 4, cut=1)
         middle = slice(1, -1)
         assert (part.pixels == whole.pixels[PATCH:-PATCH, PATCH:-PATCH]).all()
-        for name in ("names", "colours", "outlines", "boxes"):
+        for name in ("names", "colors", "outlines", "boxes"):
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[middle, middle])
         wanted = whole.places[middle, middle]
         gone = part.places != wanted
         assert (part.places[gone] == IGNORED).all()
-        centres = boxes_in_the_tile(whole)[..., 0::2].mean(-1)[middle, middle]
+        centers = boxes_in_the_tile(whole)[..., 0::2].mean(-1)[middle, middle]
         for first_is_seen in (False, True):  # of a first digit half or more must be in the middle
-            firsts = (wanted == 0) & ((centres > 1) == first_is_seen)
+            firsts = (wanted == 0) & ((centers > 1) == first_is_seen)
             assert (gone[firsts] != first_is_seen).all()
             seen[first_is_seen] += firsts.sum()
         seen["later"] += (gone & (wanted > 0)).sum()
     assert min(seen.values()) > 10
 
 
-def test_what_is_covered_has_the_colour_of_its_label():
+def test_what_is_covered_has_the_color_of_its_label():
     checked = Counter()
     for number in range(200):
         tile = tile_of(number, margin=1)
-        for row, column in zip(*np.nonzero(tile.colours > 0)):
+        for row, column in zip(*np.nonzero(tile.colors > 0)):
             full = np.argwhere(tile.outlines[row, column].reshape(CELLS, CELLS) > 0.99)
             places = np.add((full + 0.5) * CELL, (row * PATCH, column * PATCH)).astype(int)
             if len(places) < 2:
                 continue
-            colour = np.median(tile.pixels[places[:, 0], places[:, 1]], 0)
+            color = np.median(tile.pixels[places[:, 0], places[:, 1]], 0)
             distances = {
-                word: min(np.linalg.norm(colour - value) for value in values)
-                for word, values in COLOURS.items()
+                word: min(np.linalg.norm(color - value) for value in values)
+                for word, values in COLORS.items()
             }
-            word = list(COLOURS)[tile.colours[row, column] - 1]
+            word = list(COLORS)[tile.colors[row, column] - 1]
             right = distances[word] < 70 and distances[word] < 25 + min(distances.values())
             checked[word, tile.names[row, column] > len(SHAPES)] += right
             checked["all"] += 1
     assert checked["all"] > 1000
-    assert checked.total() - checked["all"] > 0.98 * checked["all"]  # small JPEGs lose some colour
-    assert all(checked[word, is_digit] > 5 for word in COLOURS for is_digit in (False, True))
+    assert checked.total() - checked["all"] > 0.98 * checked["all"]  # small JPEGs lose some color
+    assert all(checked[word, is_digit] > 5 for word in COLORS for is_digit in (False, True))
 
 
 @pytest.mark.parametrize("digits", [0, 1])
@@ -164,7 +167,7 @@ def test_the_box_of_a_thing_alone_is_where_its_outline_is(digits):
     assert inside > 10
 
 
-def test_the_outline_is_where_the_pixels_have_the_colour_of_the_thing():
+def test_the_outline_is_where_the_pixels_have_the_color_of_the_thing():
     middles = ((np.arange(SIDE * CELLS) + 0.5) * CELL).astype(int)  # of cells, in pixels
     near_where_covered, far_where_bare = [], []
     for number in range(100):
@@ -241,7 +244,7 @@ class Placed:
     def __init__(self, number: int, things: int = 6, digits: int = 4) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(packed, "_pack", self._pack)
-            self.tile = tile_of(number, 0, things, digits)
+            self.tile = packed_tile(number, TILE, PATCH, 0, things, digits)
 
     def _pack(self, size, *rest, pack=packed._pack):
         self.size, self.things = size, pack(size, *rest)
@@ -257,7 +260,7 @@ def test_labels_say_what_was_drawn_where(number):
     x, y = ((np.arange(640) + 0.5) * side / 640 for side in drawn.size)
     covers, wanted = [np.zeros((SIDE, SIDE))], [(0, 0, IGNORED)]
     for thing in drawn.things:
-        colour = 1 + list(COLOURS).index(thing.colour)
+        color = 1 + list(COLORS).index(thing.color)
         parts = [(thing.shape, 0, thing.mask.width)] if isinstance(thing, Object) else []
         parts = parts or [(digit, *span) for digit, span in zip(thing.digits, thing.spans)]
         mask = np.zeros((height, width)) if isinstance(thing, Object) else None
@@ -274,12 +277,12 @@ def test_labels_say_what_was_drawn_where(number):
                 across = (x >= left + begin) & (x < left + end)
                 at = np.outer((y >= top) & (y < bottom), across)
             covers.append(at.reshape(SIDE, 640 // SIDE, SIDE, 640 // SIDE).mean((1, 3)))
-            wanted.append((1 + NAMES.index(name), colour, place))
+            wanted.append((1 + NAMES.index(name), color, place))
     covers, wanted = np.array(covers), np.array(wanted)
     mostly = covers.argmax(0)  # (SIDE, SIDE)
     surely = covers.max(0) > 0.55
     np.testing.assert_array_equal(tile.names[surely], wanted[mostly[surely], 0])
-    np.testing.assert_array_equal(tile.colours[surely], wanted[mostly[surely], 1])
+    np.testing.assert_array_equal(tile.colors[surely], wanted[mostly[surely], 1])
     np.testing.assert_array_equal(tile.places[surely], wanted[mostly[surely], 2])
     nothing = covers.max(0) == 0
     assert (tile.names[nothing] == 0).all()
@@ -323,15 +326,15 @@ def test_everything_is_shown_in_fair_shares():
     tiles = [tile_of(number, margin=1) for number in range(400)]
     names = np.stack([tile.names for tile in tiles])
     shown = Counter(names[names > 0].tolist())
-    colours = np.stack([tile.colours for tile in tiles])
-    coloured = Counter(colours[colours > 0].tolist())
+    colors = np.stack([tile.colors for tile in tiles])
+    colored = Counter(colors[colors > 0].tolist())
     assert set(shown) == set(range(1, len(NAMES) + 1))
     for digit in range(len(SHAPES) + 1, len(NAMES) + 1):
         assert shown[digit] > 0.02 * shown.total()
     for shape in range(1, len(SHAPES) + 1):
         assert shown[shape] > 0.03 * shown.total()
-    for colour in range(1, len(COLOURS) + 1):
-        assert coloured[colour] > 0.6 / len(COLOURS) * coloured.total()
+    for color in range(1, len(COLORS) + 1):
+        assert colored[color] > 0.6 / len(COLORS) * colored.total()
     places = np.stack([tile.places for tile in tiles])
     placed = [(places == place).sum() for place in range(4)]
     assert placed == sorted(placed, reverse=True)

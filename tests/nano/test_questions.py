@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from flashvl.nano import outside, wordings
-from flashvl.nano.answers import describe, list_objects, name_object
-from flashvl.nano.nouns import NOUNS, OUTSIDE_COLOURS
-from flashvl.nano.questions import KINDS, LANGUAGES, ask
-from flashvl.nano.wordings import COLOURS_ZH, SHAPES_ZH
+from flashvl.nano.world import wordings
+from flashvl.nano.world.questions import (
+    LANGUAGES,
+    QUESTION_KINDS,
+    ask,
+    describe,
+    list_objects,
+    name_object,
+)
+from flashvl.nano.world.things import Number, Object
+from flashvl.nano.world.wordings import COLORS_ZH, NOUNS, OUTSIDE_COLORS, SHAPES_ZH
 
-
-@dataclass(frozen=True)
-class Thing:
-    shape: str
-    colour: str
-
-
-@dataclass(frozen=True)
-class Number:
-    digits: str
-    colour: str
+MASK = Image.new("L", (1, 1))  # no question depends on a mask, a box or an RGB color
 
 
-RED_CIRCLE = Thing("circle", "red")
-BLUE_STAR = Thing("star", "blue")
-ORANGE_RING = Thing("ring", "orange")
-GREEN_RING = Thing("ring", "green")
-BLACK_42 = Number("42", "black")
+def an_object(shape: str, color: str) -> Object:
+    return Object(shape, color, (0, 0, 1, 1), (0, 0, 0), MASK)
+
+
+def a_number(digits: str, color: str) -> Number:
+    return Number(digits, color, (0, 0, 1, 1), (0, 0, 0), MASK, ())
+
+
+RED_CIRCLE = an_object("circle", "red")
+BLUE_STAR = an_object("star", "blue")
+ORANGE_RING = an_object("ring", "orange")
+GREEN_RING = an_object("ring", "green")
+BLACK_42 = a_number("42", "black")
 PLACE = re.compile(
     "where|left|right|above|below|next to|middle|big|large|size"
     "|哪里|位置|左|右|上面|下面|旁边|中间|多大|大还是小|最大"
@@ -45,12 +49,12 @@ languages = st.sampled_from(LANGUAGES)
 @st.composite
 def shown(draw):
     """What a scene may show: objects and a number, or None."""
-    colours = st.sampled_from(tuple(COLOURS_ZH))
-    things = st.builds(Thing, st.sampled_from(tuple(SHAPES_ZH)), colours)
+    colors = st.sampled_from(tuple(COLORS_ZH))
+    things = st.builds(an_object, st.sampled_from(tuple(SHAPES_ZH)), colors)
     objects = draw(st.lists(things, max_size=4))
-    left = sorted(set(COLOURS_ZH) - {thing.colour for thing in objects})
+    left = sorted(set(COLORS_ZH) - {thing.color for thing in objects})
     digits = st.text("0123456789", min_size=1, max_size=4)
-    numbers = st.builds(Number, digits, st.sampled_from(left))
+    numbers = st.builds(a_number, digits, st.sampled_from(left))
     return objects, draw(st.none() | numbers if objects else numbers)
 
 
@@ -58,13 +62,13 @@ def draw_shown(random):
     """The same at random."""
     count = int(random.integers(5))
     objects = [
-        Thing(str(random.choice(tuple(SHAPES_ZH))), str(random.choice(tuple(COLOURS_ZH))))
+        an_object(str(random.choice(tuple(SHAPES_ZH))), str(random.choice(tuple(COLORS_ZH))))
         for _ in range(count)
     ]
     if objects and random.random() < 0.5:
         return objects, None
-    left = sorted(set(COLOURS_ZH) - {thing.colour for thing in objects})
-    return objects, Number(str(random.integers(10000)), str(random.choice(left)))
+    left = sorted(set(COLORS_ZH) - {thing.color for thing in objects})
+    return objects, a_number(str(random.integers(10000)), str(random.choice(left)))
 
 
 def draws(kind, language, objects, number, times=300, ordered=True):
@@ -84,14 +88,14 @@ def answers(kind, language, objects, number=None):
 def test_every_question_has_the_one_right_answer(scene, language, seed):
     objects, number = scene
     random = np.random.default_rng(seed)
-    for kind in KINDS:
+    for kind in QUESTION_KINDS:
         question = ask(kind, language, objects, number, True, random)
         shapes = [thing.shape for thing in objects]
-        colours = [thing.colour for thing in objects]
+        colors = [thing.color for thing in objects]
         if question is None:
             assert (
-                (kind == "colour" and not number and all(shapes.count(one) > 1 for one in shapes))
-                or (kind == "shape" and all(colours.count(one) > 1 for one in colours))
+                (kind == "color" and not number and all(shapes.count(one) > 1 for one in shapes))
+                or (kind == "shape" and all(colors.count(one) > 1 for one in colors))
                 or (kind == "number" and not number)
                 or (kind == "list" and not objects)
             )
@@ -104,40 +108,40 @@ def work_out(question, objects, number) -> str:
     """The right answer, from the question's words and kind alone."""
     kind, text, chinese = question.kind, question.text.lower(), question.language == "zh"
     shapes = mentioned(text, question.language, SHAPES_ZH)
-    colours = mentioned(text, question.language, COLOURS_ZH)
+    colors = mentioned(text, question.language, COLORS_ZH)
     of_number = bool(re.search(r"\b(number|written)|数字", text))
     if kind not in ("outside", "self"):
-        assert max(len(shapes), len(colours)) + of_number <= 1
-        assert not (shapes and colours) or kind in ("presence", "count")
+        assert max(len(shapes), len(colors)) + of_number <= 1
+        assert not (shapes and colors) or kind in ("presence", "count")
         assert not names_outside(text, question.language)
     meant = [
         thing
         for thing in objects
-        if (not shapes or thing.shape in shapes) and (not colours or thing.colour in colours)
+        if (not shapes or thing.shape in shapes) and (not colors or thing.color in colors)
     ]
-    if kind in ("colour", "shape") and not of_number:
-        assert not (colours if kind == "colour" else shapes)
+    if kind in ("color", "shape") and not of_number:
+        assert not (colors if kind == "color" else shapes)
         assert len(meant) == 1
-        if not shapes and not colours:  # "it"
+        if not shapes and not colors:  # "it"
             assert len(objects) == 1
             assert number is None
         word = getattr(meant[0], kind)
         return as_answered(word) if chinese else word
-    if kind == "colour":
-        return as_answered(number.colour) if chinese else number.colour
+    if kind == "color":
+        return as_answered(number.color) if chinese else number.color
     if kind == "count":
-        if number and not shapes and not colours:
+        if number and not shapes and not colors:
             assert not re.search("thing|object|物体|东西", text)
         if number:
-            assert number.colour not in colours
+            assert number.color not in colors
         return f"{len(meant)}个" if chinese else f"{len(meant)}"
     if kind == "number":
         assert of_number
         return number.digits
     if kind == "presence":
         if number:
-            assert number.colour not in colours
-        assert shapes or colours or of_number
+            assert number.color not in colors
+        assert shapes or colors or of_number
         there = number is not None if of_number else len(meant) > 0
         return ("有。" if there else "没有。") if chinese else ("Yes." if there else "No.")
     if kind == "absent" and of_number:
@@ -145,19 +149,19 @@ def work_out(question, objects, number) -> str:
         return "没有数字。" if chinese else "There is no number."
     if kind == "absent":
         assert not meant
-        (word,) = shapes | colours
+        (word,) = shapes | colors
         thing = "" if shapes else "的东西" if chinese else " thing"
         return f"没有{as_answered(word)}{thing}。" if chinese else f"There is no {word}{thing}."
     if kind in ("description", "list"):
         assert not shapes
-        assert not colours
+        assert not colors
         return (describe if kind == "description" else list_objects)(
             objects, number, question.language
         )
     if kind == "outside":
         placed = PLACE.search(text) is not None
         assert (
-            names_outside(text, question.language) or placed or not (shapes or colours or of_number)
+            names_outside(text, question.language) or placed or not (shapes or colors or of_number)
         )
         if chinese:
             return "我只认识形状、颜色和数字。"
@@ -170,15 +174,15 @@ def work_out(question, objects, number) -> str:
 
 
 def names_outside(text: str, language: str) -> bool:
-    """Whether a noun or a colour from outside nano's world occurs."""
+    """Whether a noun or a color from outside nano's world occurs."""
     if language == "zh":
-        return any(word in text for word in (*NOUNS["zh"], *OUTSIDE_COLOURS["zh"]))
-    words = {*NOUNS["en"], *NOUNS["en"].values(), *OUTSIDE_COLOURS["en"]}
+        return any(word in text for word in (*NOUNS["zh"], *OUTSIDE_COLORS["zh"]))
+    words = {*NOUNS["en"], *NOUNS["en"].values(), *OUTSIDE_COLORS["en"]}
     return bool(words & set(re.findall(r"\w+", text)))
 
 
 def as_answered(word: str) -> str:
-    return SHAPES_ZH[word][0] if word in SHAPES_ZH else COLOURS_ZH[word]
+    return SHAPES_ZH[word][0] if word in SHAPES_ZH else COLORS_ZH[word]
 
 
 def mentioned(text: str, language: str, chinese: dict) -> set[str]:
@@ -198,7 +202,7 @@ def mentioned(text: str, language: str, chinese: dict) -> set[str]:
     return found
 
 
-def test_an_object_is_asked_for_by_shape_and_colour_together():
+def test_an_object_is_asked_for_by_shape_and_color_together():
     for kind, chinese in (("presence", "有没有红色的?圆形"), ("count", "个红色的?圆形")):
         texts = [one.text.lower() for one in draws(kind, "en", [RED_CIRCLE], None)]
         assert any("red circle" in text for text in texts)
@@ -214,7 +218,7 @@ def test_no_text_has_two_answers_for_the_same_scene():
     for _ in range(60):
         objects, number = draw_shown(random)
         right: dict[str, str] = {}
-        for kind in KINDS * 60:
+        for kind in QUESTION_KINDS * 60:
             language = LANGUAGES[int(random.integers(2))]
             question = ask(kind, language, objects, number, True, random)
             if question is None:
@@ -236,14 +240,14 @@ def as_compared(text: str) -> str:
 
 def test_the_answers_have_these_forms():
     both = [RED_CIRCLE, BLUE_STAR]
-    assert answers("colour", "en", both) == {"red", "blue"}
-    assert answers("colour", "zh", both) == {"红色", "蓝色"}
+    assert answers("color", "en", both) == {"red", "blue"}
+    assert answers("color", "zh", both) == {"红色", "蓝色"}
     assert answers("shape", "en", both) == {"circle", "star"}
     assert answers("shape", "zh", both) == {"圆形", "五角星"}
     assert answers("count", "en", both) == {"0", "1", "2"}
     assert answers("count", "zh", both) == {"0个", "1个", "2个"}
     assert answers("count", "en", [], BLACK_42) == {"0"}
-    assert answers("number", "en", both, Number("042", "black")) == {"042"}
+    assert answers("number", "en", both, a_number("042", "black")) == {"042"}
     assert answers("number", "zh", [], BLACK_42) == {"42"}
     assert answers("presence", "en", both) == {"Yes.", "No."}
     assert answers("presence", "zh", both) == {"有。", "没有。"}
@@ -260,18 +264,18 @@ def test_the_answers_have_these_forms():
     assert answers("self", "zh", both) == {nano}
 
 
-def test_the_number_has_a_colour_too():
-    assert answers("colour", "en", [], BLACK_42) == {"black"}
-    assert answers("colour", "zh", [], BLACK_42) == {"黑色"}
-    assert answers("colour", "en", [GREEN_RING, ORANGE_RING], BLACK_42) == {"black"}
-    assert answers("colour", "en", [RED_CIRCLE], BLACK_42) == {"red", "black"}
+def test_the_number_has_a_color_too():
+    assert answers("color", "en", [], BLACK_42) == {"black"}
+    assert answers("color", "zh", [], BLACK_42) == {"黑色"}
+    assert answers("color", "en", [GREEN_RING, ORANGE_RING], BLACK_42) == {"black"}
+    assert answers("color", "en", [RED_CIRCLE], BLACK_42) == {"red", "black"}
     assert "There is no black thing." not in answers("absent", "en", [RED_CIRCLE], BLACK_42)
 
 
 def test_what_has_no_right_answer_is_not_asked():
     rings = [GREEN_RING, ORANGE_RING]
-    assert draws("colour", "en", rings, None) == {None}
-    assert draws("shape", "zh", [GREEN_RING, Thing("star", "green")], None) == {None}
+    assert draws("color", "en", rings, None) == {None}
+    assert draws("shape", "zh", [GREEN_RING, an_object("star", "green")], None) == {None}
     assert draws("shape", "en", [], BLACK_42) == {None}
     assert draws("number", "en", rings, None) == {None}
     assert draws("list", "en", [], BLACK_42) == {None}
@@ -302,7 +306,7 @@ def test_what_has_no_right_answer_is_not_asked():
         ),
         (
             [RED_CIRCLE, BLUE_STAR],
-            Number("042", "black"),
+            a_number("042", "black"),
             "a red circle, a blue star and the number 042",
             "一个红色圆形、一个蓝色五角星和数字042",
         ),
@@ -324,12 +328,12 @@ def test_list_objects():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_shares_are_fair(language):
-    """Over 500 scenes: yes against no, zeros, the number's colour, the absent number."""
+    """Over 500 scenes: yes against no, zeros, the number's color, the absent number."""
     random = np.random.default_rng(1)
-    asked = {kind: [] for kind in KINDS}
+    asked = {kind: [] for kind in QUESTION_KINDS}
     for _ in range(500):
         objects, number = draw_shown(random)
-        for kind in KINDS:
+        for kind in QUESTION_KINDS:
             question = ask(kind, language, objects, number, True, random)
             if question:
                 about_number = re.search("number|数字", question.text.lower()) is not None
@@ -343,7 +347,7 @@ def test_shares_are_fair(language):
         assert 0.25 < np.mean(yes) < 0.75
     zeros = [answer.startswith("0") for answer, _, count, _ in asked["count"] if count]
     assert 0.05 < np.mean(zeros) < 0.2
-    of_number = [of for _, of, count, number in asked["colour"] if count == 1 and number]
+    of_number = [of for _, of, count, number in asked["color"] if count == 1 and number]
     assert 0.02 < np.mean(of_number) < 0.3
     for_number = [of for _, of, _, number in asked["absent"] if number is None]
     assert 0.22 < np.mean(for_number) < 0.45
@@ -367,8 +371,9 @@ def test_articles_are_right():
 def test_every_wording_ends_with_a_mark():
     """So that leaving out the last character never leaves out a letter."""
     vocabulary = ("PICTURE", "THING", "ITEM", "THING_BESIDE_NUMBER", "NUMBER_NAMES")
+    vocabulary += ("NOUNS", "OUTSIDE_COLORS")
     checked = 0
-    for name, table in (*vars(wordings).items(), *vars(outside).items()):
+    for name, table in vars(wordings).items():
         if name.isupper() and name not in vocabulary and set(table) == set(LANGUAGES):
             for language, marks in (("en", ".?!"), ("zh", "。？！")):
                 texts = table[language]
@@ -380,16 +385,16 @@ def test_every_wording_ends_with_a_mark():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_lies_outside_is_varied_and_named_apart(language):
-    assert len(set(outside.OUTSIDE[language])) >= 60
+    assert len(set(wordings.OUTSIDE[language])) >= 60
     assert len(NOUNS[language]) >= 60
-    known = {"en": (SHAPES_ZH, COLOURS_ZH)}.get(
-        language, ([name for zh in SHAPES_ZH.values() for name in zh], COLOURS_ZH.values())
+    known = {"en": (SHAPES_ZH, COLORS_ZH)}.get(
+        language, ([name for zh in SHAPES_ZH.values() for name in zh], COLORS_ZH.values())
     )
     known = {word for words in known for word in words}
-    assert not known & {*NOUNS[language], *OUTSIDE_COLOURS[language]}
-    for text in outside.OUTSIDE[language]:
+    assert not known & {*NOUNS[language], *OUTSIDE_COLORS[language]}
+    for text in wordings.OUTSIDE[language]:
         assert not mentioned(text.lower(), language, SHAPES_ZH)
-        assert not mentioned(text.lower(), language, COLOURS_ZH)
+        assert not mentioned(text.lower(), language, COLORS_ZH)
         assert not re.search("number|数字", text.lower())
     places = [
         PLACE.search(question.text.lower()) is not None

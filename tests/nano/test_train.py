@@ -17,17 +17,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from folders import assert_same_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from flashvl import FlashVL
-from flashvl.cli import main
+from flashvl import FlashVL, FlashVLModel
+from flashvl.checkpoint.hub import weights_folder
+from flashvl.cli import build_parser, main
+from flashvl.config import TILE_NEXT, TILE_START
 from flashvl.errors import ArgumentError, CheckpointError
-from flashvl.image import normalise
+from flashvl.input.processor import normalize
+from flashvl.input.prompt import encode_messages
+from flashvl.input.tiling import tile_image
+from flashvl.input.tokenizer import Tokenizer
 from flashvl.nano import recipe as recipe_module
+from flashvl.nano import starting_values
 from flashvl.nano import train as train_module
-from flashvl.nano import trainer as trainer_module
 from flashvl.nano.data import (
     SPAN,
     SceneBatch,
@@ -42,8 +48,7 @@ from flashvl.nano.data import (
     pad,
     scene_numbers,
 )
-from flashvl.nano.numbers import DIGITS
-from flashvl.nano.packed import IGNORED, NAMES, packed_tile
+from flashvl.nano.losses import LABELS, ModelWithLosses, average_of_tokens
 from flashvl.nano.recipe import (
     NANO,
     READER,
@@ -54,14 +59,14 @@ from flashvl.nano.recipe import (
     train_tokenizer,
     with_stitching,
 )
-from flashvl.nano.scenes import scene, training_number
-from flashvl.nano.shapes import COLOURS, SHAPES
-from flashvl.nano.state import load_state, restore_moments, save_state
-from flashvl.nano.train import MUON, WARM_UP, make_optimizers, rate_at, scaled, train
-from flashvl.nano.trainer import LABELS, Trainer
-from flashvl.nano.wordings import COLOURS_ZH, SHAPES_ZH
-from flashvl.prompt import TILE_NEXT, TILE_START, encode_messages
-from flashvl.tiling import tile_image
+from flashvl.nano.train import resume_command, scaled, train
+from flashvl.nano.world.packed import IGNORED, NAMES, packed_tile
+from flashvl.nano.world.scenes import scene, training_number
+from flashvl.nano.world.things import COLORS, DIGITS, SHAPES
+from flashvl.nano.world.wordings import COLORS_ZH, SHAPES_ZH
+from flashvl.training import progress
+from flashvl.training.loop import MUON, Interrupted, make_optimizers
+from flashvl.training.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -73,55 +78,41 @@ def tiny() -> Recipe:
     config["intermediate_size"] = 16
     few = {"questions": 4, "rounds": 3, "sides": (80, 300)}
     stages = (
-        Stage("tower", "tiles", TOWER, (1, 3), 2, steps=50, batch=8, rate=1e-2),
-        Stage("answers", "scenes", READER, (1, 2), 2, steps=50, batch=2, rate=1e-2, **few),
-        Stage("together", "scenes", TOWER + READER, (1, 4), 4, steps=4, batch=2, rate=1e-3, **few),
+        Stage("tower", 30, 2e-2, "tiles", TOWER, things=(1, 3), digits=2, batch=8),
+        Stage("answers", 30, 2e-2, "scenes", READER, things=(1, 2), digits=2, batch=2, **few),
+        Stage("together", 4, 1e-3, "scenes", TOWER + READER, (1, 4), digits=4, batch=2, **few),
     )
     return Recipe(config, NANO.vocabulary, stages)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe_module, "scene", questions_of)
-        return train_tokenizer(tiny)
-
-
-@functools.cache
-def questions_of(number: int) -> SimpleNamespace:
-    """A scene without its picture, so that 2,000 can be kept; drawing them takes seconds."""
-    return SimpleNamespace(questions=scene(number).questions)
+def tokenizer() -> Tokenizer:
+    """The shipped one, which the recipe trains again in a slow test."""
+    return Tokenizer.from_folder(weights_folder() / "nano")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_tiles_for_the_starting_values():
     with pytest.MonkeyPatch.context() as patch:
-        few = dataclasses.replace(trainer_module.WHITENING, batch=30)
-        patch.setattr(trainer_module, "WHITENING", few)
+        few = dataclasses.replace(starting_values.WHITENING, batch=12)
+        patch.setattr(starting_values, "WHITENING", few)
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in one order, in `finished` too, which is why this is the module's."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def one_tokenizer(monkeypatch, tokenizer):
-    """The tokenizer's training is the same each time and takes seconds."""
-    monkeypatch.setattr(train_module, "train_tokenizer", lambda recipe: tokenizer)
+def no_training_of_tokenizers(tokenizer):
+    """It takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "train_tokenizer", lambda recipe: tokenizer)
+        yield
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tokenizer, tmp_path_factory):
-    """A whole run without an interruption -> its folder."""
+def finished(tiny, no_training_of_tokenizers, tmp_path_factory):
+    """A whole run without an interruption, with a line of the log each ten steps -> its folder."""
     folder = tmp_path_factory.mktemp("nano") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "train_tokenizer", lambda recipe: tokenizer)
+        patch.setattr(progress, "LOG_EVERY", 10)
         train(tiny, folder, seed=5, device="cpu")
     return folder
 
@@ -129,15 +120,15 @@ def finished(tiny, tokenizer, tmp_path_factory):
 @contextmanager
 def interrupted_at(moment: tuple[str, int]) -> Iterator[None]:
     """Ctrl-C after this step of this stage, (stage's name, step)."""
-    add = train_module.Progress.add
+    add = Progress.add
 
     def interrupting(self, step, *rest):
         add(self, step, *rest)
-        if (self.stage.name, step) == moment:
+        if (self.stage, step) == moment:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module.Progress, "add", interrupting)
+        patch.setattr(Progress, "add", interrupting)
         yield
 
 
@@ -145,45 +136,49 @@ def test_the_loss_falls_in_both_kinds_of_stage(finished):
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
     for stage in ("tower", "answers"):
         losses = [line["loss"] for line in log if line["stage"] == stage]
-        assert len(losses) == 2
+        assert len(losses) == 3
         assert losses[-1] < 0.9 * losses[0]
 
 
 def test_the_result_is_a_checkpoint_that_answers(finished):
-    model = FlashVL.from_pretrained(finished)
-    answer = model.chat(
+    flash = FlashVL.from_pretrained(finished)
+    answer = flash.chat(
         scene(0).picture, [{"role": "user", "content": "What is it?"}], max_new_tokens=4
     )
     assert isinstance(answer, str)
-    assert model.stop_ids == {
-        model.tokenizer.control[one] for one in ("<|im_end|>", "<|endoftext|>")
+    assert flash.stop_ids == {
+        flash.tokenizer.control[one] for one in ("<|im_end|>", "<|endoftext|>")
     }
-    assert model.config.tokens_per_tile == 36
+    assert flash.config.tokens_per_tile == 36
 
 
-@pytest.mark.parametrize("moment", [("tower", 30), ("answers", 7), ("together", 2)])
-def test_an_interrupted_run_resumes_to_the_same_numbers(moment, tiny, finished, tmp_path, capsys):
-    with interrupted_at(moment), pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(("tower", 12), marks=pytest.mark.slow),
+        ("answers", 7),
+        pytest.param(("together", 2), marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_numbers(moment, tiny, finished, tmp_path):
+    with interrupted_at(moment), pytest.raises(Interrupted):
         train(tiny, tmp_path / "run", seed=5, device="cpu")
-    assert "--resume" in capsys.readouterr().out
     assert not (tmp_path / "run" / "config.json").exists()
     train(tiny, tmp_path / "run", seed=5, device="cpu", resume=True)
-    whole = FlashVL.from_pretrained(finished).state_dict()
-    resumed = FlashVL.from_pretrained(tmp_path / "run").state_dict()
-    assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    assert_same_weights(
+        FlashVL.from_pretrained(finished), FlashVL.from_pretrained(tmp_path / "run")
+    )
     assert not list((tmp_path / "run").glob("*.writing"))
 
 
 def test_a_run_is_never_overwritten_nor_resumed_as_another(tiny, finished, tmp_path):
     before = {file.name: file.read_bytes() for file in finished.iterdir()}
-    with pytest.raises(ArgumentError, match="--resume"):
+    with pytest.raises(ArgumentError, match="resume its run"):
         train(tiny, finished, seed=5, device="cpu")
     with pytest.raises(ArgumentError, match="other settings"):
         train(tiny, finished, seed=6, device="cpu", resume=True)
     assert {file.name: file.read_bytes() for file in finished.iterdir()} == before
-    with pytest.raises(ArgumentError, match="resume"):
+    with pytest.raises(ArgumentError, match="no run to resume"):
         train(tiny, tmp_path, device="cpu", resume=True)
 
 
@@ -214,7 +209,8 @@ def test_the_command_trains_and_what_it_says_when_interrupted_goes_on(
     with interrupted_at(("answers", 1)):
         settings = ["--steps", "12", "--seed", "3", "--stitching", "mean", "--device", "cpu"]
         assert main(["train", *settings, "--out", str(folder)]) == 130
-    *_, last = capsys.readouterr().out.splitlines()
+    *said, last = capsys.readouterr().out.splitlines()
+    assert any("stage 2 of 3: answers" in line for line in said)
     command = shlex.split(last.split("go on with: ")[1])
     assert command[0] == "flashvl"
     assert main(command[1:]) == 0
@@ -224,36 +220,48 @@ def test_the_command_trains_and_what_it_says_when_interrupted_goes_on(
     assert FlashVL.from_pretrained(folder).config.tiler.stitching == "mean"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--steps", "12", "--seed", "3", "--stitching", "none"],
+        ["--tower", "runs/the other", "--out", "runs/a new one"],
+    ],
+)
+def test_the_command_to_resume_is_the_same_with_resume(arguments):
+    options = build_parser().parse_args(["train", *arguments])
+    folder = options.out or Path("runs/nano")
+    name, *again = shlex.split(resume_command(options, folder))
+    assert name == "flashvl"
+    resumed = vars(build_parser().parse_args(again))
+    assert resumed == vars(options) | {"resume": True, "out": folder}
+
+
 @pytest.mark.parametrize("mode", ["mean", "none"])
 def test_a_run_of_another_stitching_mode_is_a_model_of_that_mode(tiny, tmp_path, mode):
     train(tiny, tmp_path / "run", device="cpu", steps=3, stitching=mode)
-    model = FlashVL.from_pretrained(tmp_path / "run")
-    assert model.config.tiler.stitching == mode
+    flash = FlashVL.from_pretrained(tmp_path / "run")
+    assert flash.config.tiler.stitching == mode
     messages = [{"role": "user", "content": "What is it?"}]
-    assert isinstance(model.chat(scene(4).picture, messages, max_new_tokens=2), str)
+    assert isinstance(flash.chat(scene(4).picture, messages, max_new_tokens=2), str)
     with pytest.raises(ArgumentError, match="other settings"):
         train(tiny, tmp_path / "run", device="cpu", steps=3, resume=True)
 
 
-def test_a_run_with_the_tower_of_another_goes_on_as_that_one_would_have(
-    tiny, finished, tmp_path, capsys
-):
+@pytest.mark.slow
+def test_a_run_with_the_tower_of_another_goes_on_as_that_one_would_have(tiny, finished, tmp_path):
     folder = tmp_path / "with a tower"
-    with interrupted_at(("answers", 30)):
-        with pytest.raises(KeyboardInterrupt):
+    with interrupted_at(("answers", 26)):
+        with pytest.raises(Interrupted):
             train(tiny, tmp_path / "other", seed=5, device="cpu")
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted):
             train(tiny, folder, seed=5, device="cpu", tower=tmp_path / "other")
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in log] == ["answers"]
-    assert f"--tower {shlex.quote(str(tmp_path / 'other'))} --out" in capsys.readouterr().out
     with pytest.raises(ArgumentError, match="other settings"):
         train(tiny, folder, seed=5, device="cpu", resume=True)
     train(tiny, folder, seed=5, device="cpu", resume=True, tower=tmp_path / "other")
-    wanted = FlashVL.from_pretrained(finished).state_dict()
-    found = FlashVL.from_pretrained(folder).state_dict()
-    for name, tensor in wanted.items():
-        assert torch.equal(tensor, found[name]), name
+    assert_same_weights(FlashVL.from_pretrained(finished), FlashVL.from_pretrained(folder))
 
 
 def test_a_tower_that_does_not_fit_is_refused_in_words(tiny, finished, tmp_path):
@@ -273,7 +281,7 @@ def test_a_tower_that_does_not_fit_is_refused_in_words(tiny, finished, tmp_path)
     save_file(weights, half / "state.safetensors", metadata | {"stage": "0"})
     refused("not trained yet", half)
     save_file(weights, foreign / "state.safetensors")
-    refused("not the state of a training run", foreign, CheckpointError)
+    refused("not the state of a training", foreign, CheckpointError)
     weights["weight/model.vision.norm.weight"] = torch.zeros(3)
     save_file(weights, foreign / "state.safetensors", metadata)
     refused("does not fit", foreign, CheckpointError)
@@ -288,33 +296,39 @@ def test_steps_scale_all_stages_in_proportion():
 
 
 def test_a_stage_trains_its_parts_alone(tiny, tokenizer):
-    trainer = Trainer(tiny, tokenizer)
+    trained = ModelWithLosses(tiny, tokenizer)
+    parameters = dict(trained.named_parameters())
     for stage in tiny.stages:
-        optimizers = make_optimizers(trainer, stage)
-        trained = [
+        trained.train_parts(stage)
+        optimizers = make_optimizers(parameters, stage)
+        chosen = [
             id(one) for each in optimizers for group in each.param_groups for one in group["params"]
         ]
-        assert len(trained) == len(set(trained))
-        for name, parameter in trainer.named_parameters():
+        assert len(chosen) == len(set(chosen))
+        for name, parameter in parameters.items():
             part = name.split(".")[1]
             wanted = part in stage.parts
             if name.startswith("label_head"):
                 wanted = stage.data == "tiles"
-            assert (id(parameter) in trained) == parameter.requires_grad == wanted, name
+            assert (id(parameter) in chosen) == parameter.requires_grad == wanted, name
+            assert parameter.grad is None  # the stage before must not count in the gradient's norm
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def test_muon_has_the_hidden_matrices_and_adamw_the_rest(tiny, tokenizer):
-    trainer = Trainer(tiny, tokenizer)
+    trained = ModelWithLosses(tiny, tokenizer)
     stage = dataclasses.replace(tiny.stages[0], parts=TOWER + READER)
-    muon, adamw = make_optimizers(trainer, stage)
+    trained.train_parts(stage)
+    parameters = dict(trained.named_parameters())
+    muon, adamw = make_optimizers(parameters, stage)
     assert isinstance(muon, torch.optim.Muon)
     assert isinstance(adamw, torch.optim.AdamW)
     assert muon.param_groups[0]["lr"] == MUON * stage.rate
-    names = {id(one): name for name, one in trainer.named_parameters()}
+    names = {id(one): name for name, one in parameters.items()}
     hidden = {names[id(one)] for group in muon.param_groups for one in group["params"]}
     in_blocks = {
         name
-        for name, one in trainer.named_parameters()
+        for name, one in parameters.items()
         if one.ndim == 2 and (".layers." in name or ".compressor." in name)
     }
     assert len(hidden) > 10
@@ -324,54 +338,15 @@ def test_muon_has_the_hidden_matrices_and_adamw_the_rest(tiny, tokenizer):
             assert (group["weight_decay"] > 0) == (one.ndim >= 2), names[id(one)]
 
 
-def test_the_rate_warms_up_and_comes_down():
-    stage = NANO.stages[0]
-    rates = [rate_at(step, stage) for step in range(stage.steps)]
-    assert rates[0] == pytest.approx(stage.rate / WARM_UP)
-    assert max(rates) == pytest.approx(stage.rate, rel=0.02)
-    assert all(one < other for one, other in itertools.pairwise(rates[:WARM_UP]))
-    assert all(one > other for one, other in itertools.pairwise(rates[WARM_UP:]))
-    assert 0.01 * stage.rate <= rates[-1] < 0.011 * stage.rate
-
-
-def test_a_saved_state_brings_weights_and_moments_of_both_optimizers_back(
-    tiny, tokenizer, tmp_path
-):
-    stage, run = tiny.stages[0], {"recipe": "custom", "seed": 0}
-    trainer = Trainer(tiny, tokenizer)
-    optimizers = make_optimizers(trainer, stage)
-    data = TileBatches(trainer.model.config, stage, seed=0, first=0)
-    for step in range(2):
-        trainer.zero_grad(set_to_none=True)
-        trainer.loss(data[step])[0].backward()
-        for optimizer in optimizers:
-            optimizer.step()
-    save_state(trainer, optimizers, tmp_path / "state.safetensors", run, 1, 7)
-    other = Trainer(tiny, tokenizer)
-    *place, moments = load_state(other, tmp_path / "state.safetensors", run)
-    assert place == [1, 7]
-    restored = make_optimizers(other, stage)
-    restore_moments(restored, other, moments)
-    for (name, one), again in zip(trainer.named_parameters(), other.parameters()):
-        assert torch.equal(one, again), name
-        for before, after in zip(optimizers, restored):
-            assert before.state.get(one, {}).keys() == after.state.get(again, {}).keys()
-            for moment, value in before.state.get(one, {}).items():
-                assert torch.equal(value, after.state[again][moment]), (name, moment)
-    assert [len(one.state) > 0 for one in restored] == [True, True]
-    with pytest.raises(ArgumentError, match="other settings"):
-        load_state(other, tmp_path / "state.safetensors", run | {"seed": 1})
-
-
 def test_starting_values_whiten_the_patches_and_tell_places_apart(tokenizer):
-    trainer = Trainer(NANO, tokenizer)
-    pixels = TileBatches(trainer.model.config, trainer_module.WHITENING, seed=0, first=0)[0].pixels
+    trained = ModelWithLosses(NANO, tokenizer)
+    pixels = TileBatches(trained.model.config, starting_values.WHITENING, seed=0, first=0)[0].pixels
     with torch.no_grad():
-        embedded = trainer.model.vision.patch_embedding(pixels).flatten(0, 1)  # (S * N, D)
+        embedded = trained.model.vision.patch_embedding(pixels).flatten(0, 1)  # (S * N, D)
     assert embedded.mean(0).abs().max() < 1e-2
     covariance = embedded.T.cov()  # (D, D)
     assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 0.05
-    places = trainer.model.vision.positions[0]  # (N, D)
+    places = trained.model.vision.positions[0]  # (N, D)
     assert torch.cdist(places, places).fill_diagonal_(9).min() > 0.5
 
 
@@ -415,8 +390,8 @@ def test_a_scene_is_talked_about_in_conversations_of_its_questions():
     assert set(rounds) == {1, 2, 3}
     assert 0.55 < rounds[1] / 300 < 0.78  # half, and a third of the others
     share = {kind: kinds[kind] / could[kind] for kind in could}
-    assert share["number"] > 1.5 * share["colour"] > 4 * share["self"] > 0
-    assert share["colour"] > share["outside"] > share["self"]
+    assert share["number"] > 1.5 * share["color"] > 4 * share["self"] > 0
+    assert share["color"] > share["outside"] > share["self"]
 
 
 def test_without_a_picture_the_same_is_asked_and_answered_otherwise():
@@ -445,9 +420,9 @@ def test_a_batch_of_tiles_has_their_labels_patch_by_patch(tiny):
     assert len(set(numbers)) == stage.batch
     for row, number in enumerate(numbers):
         tile = packed_tile(number, 112, 14, 1, things=3, digits=2)
-        pixels = normalise(tile.pixels[None], config.tiler.mean, config.tiler.std)[0]
+        pixels = normalize(tile.pixels[None], config.tiler.mean, config.tiler.std)[0]
         assert torch.equal(batch.pixels[row], pixels)
-        for part in ("names", "colours", "places", "outlines", "boxes"):
+        for part in ("names", "colors", "places", "outlines", "boxes"):
             labels = getattr(tile, part)
             for place in (0, 7, 8, 37):  # in rows of eight patches
                 wanted = torch.tensor(labels[place // 8, place % 8])
@@ -466,7 +441,7 @@ def test_a_batch_of_scenes_has_a_row_for_each_and_one_without_a_picture(tiny, to
     config, stage = nano_config(tiny), tiny.stages[2]
     batch = SceneBatches(config, tokenizer, stage, seed=4, first=SPAN)[3]
     drawn = [
-        scene(number, stage.sides, stage.things, stage.digits, stage.most_elongated)
+        scene(number, stage.sides, stage.things, stage.digits, stage.max_aspect_ratio)
         for number in scene_numbers(stage, 4, SPAN, 3)
     ]
     assert batch.pictures == len(drawn) == stage.batch
@@ -474,7 +449,6 @@ def test_a_batch_of_scenes_has_a_row_for_each_and_one_without_a_picture(tiny, to
     talks = [converse(one, stage) for one in drawn] + [converse_without_picture(drawn[0], stage)]
     cut = [tile_image(one.picture, config.tiler) for one in drawn]
     tiles = [len(its_tiles) for its_tiles, _ in cut] + [0]
-    assert batch.tiles == tiles[:-1]
     assert batch.grids == [grid for _, grid in cut]
     assert len(batch.pixels) == sum(tiles)
     places = (batch.input_ids == TILE_START) | (batch.input_ids == TILE_NEXT)  # (B, T)
@@ -490,14 +464,13 @@ def test_a_batch_of_scenes_has_a_row_for_each_and_one_without_a_picture(tiny, to
 
 def test_a_row_without_a_picture_sees_nothing_of_the_others(tiny, tokenizer):
     stage = tiny.stages[2]
-    trainer = Trainer(tiny, tokenizer)
-    batch = SceneBatches(trainer.model.config, tokenizer, stage, seed=4, first=0)[0]
+    trained = ModelWithLosses(tiny, tokenizer)
+    batch = SceneBatches(trained.model.config, tokenizer, stage, seed=4, first=0)[0]
 
     def logits(pixels):
-        tokens = trainer.model.encode(pixels)  # (S, tokens, D)
-        embeddings = trainer.model.embed(batch.input_ids, tokens)  # (B, T, D)
-        hidden = trainer.model.decoder(embeddings, positions=batch.positions, mask=batch.mask)
-        return trainer.model.decoder.head(hidden)  # (B, T, V)
+        return trained.model(
+            batch.input_ids, pixels, batch.grids, positions=batch.positions, mask=batch.mask
+        )  # (B, T, V)
 
     before, after = logits(batch.pixels), logits(batch.pixels.flip(0, 3) + 1)
     its = batch.owners[-1] > 0
@@ -525,67 +498,105 @@ def test_the_same_seed_gives_the_same_batches_from_any_step_on(tiny, tokenizer):
 
 
 def test_conversations_side_by_side_do_not_see_each_other(tiny, tokenizer):
-    """Each gives the hidden states that it gives in a row of its own, whatever stands beside it."""
+    """Each gives the logits that it gives in a row of its own, whatever stands beside it."""
     torch.manual_seed(3)
-    model = FlashVL(nano_config(tiny)).eval()
+    model = FlashVLModel(nano_config(tiny)).eval()
     drawn = [scene(training_number(1, index)) for index in (1, 2)]
     several = [[list(one.questions[:2]), [one.questions[-1]]] for one in drawn]
-    rows = [encode_side_by_side(one, tokenizer, model.config, tiles=2) for one in several]
-    pixels = torch.randn(2 * 2, 3, 112, 112)
-    batch = SceneBatch(pixels, [(1, 2)] * 2, [2, 2], *pad(rows))
+    rows = [encode_side_by_side(one, tokenizer, model.config, tiles=3) for one in several]
+    pixels = torch.randn(2 * 3, 3, 112, 112)
+    batch = SceneBatch(pixels, [(1, 2)] * 2, *pad(rows))
     assert batch.mask.shape == (2, 1, *[batch.input_ids.shape[1]] * 2)
-    tokens = model.encode(pixels)  # (S, tokens, D)
-    hidden = model.decoder(
-        model.embed(batch.input_ids, tokens), positions=batch.positions, mask=batch.mask
-    )  # (B, T, D)
+    logits = model(
+        batch.input_ids, pixels, batch.grids, positions=batch.positions, mask=batch.mask
+    )  # (B, T, V)
     for row, conversations in enumerate(several):
         for number, one in enumerate(conversations, 1):
-            ids, labels = encode_conversation(one, tokenizer, model.config, tiles=2)
-            alone = model.decoder(model.embed(torch.tensor([ids]), tokens[2 * row : 2 * row + 2]))
+            ids, labels = encode_conversation(one, tokenizer, model.config, tiles=3)
+            alone = model(torch.tensor([ids]), pixels[3 * row : 3 * row + 3], [(1, 2)])
             its = batch.owners[row] == number
-            assert torch.allclose(hidden[row, its], alone[0, -int(its.sum()) :], atol=1e-5)
+            assert torch.allclose(logits[row, its], alone[0, -int(its.sum()) :], atol=1e-5)
             assert batch.labels[row, its].tolist() == labels[-int(its.sum()) :]
     padding = batch.owners == -1
     assert padding.any()
     assert (batch.labels[padding] == IGNORED).all()
 
 
+def test_the_scene_loss_is_that_of_each_conversation_alone_and_of_names(tiny, tokenizer):
+    """Worked out again, conversation by conversation and picture by picture."""
+    trained = ModelWithLosses(tiny, tokenizer)
+    model, stage = trained.model, tiny.stages[2]
+    batch = SceneBatches(model.config, tokenizer, stage, seed=4, first=0)[0]
+    drawn = [
+        scene(number, stage.sides, stage.things, stage.digits, stage.max_aspect_ratio)
+        for number in scene_numbers(stage, 4, 0, 0)
+    ]
+    its_tiles = batch.pixels.split([model.config.tiler.tiles(grid) for grid in batch.grids])
+    talks = [(converse(one, stage), place) for place, one in enumerate(drawn)]
+    talks.append((converse_without_picture(drawn[0], stage), None))
+    says, answers = [], []
+    for conversations, place in talks:
+        pixels, grids = (None, []) if place is None else (its_tiles[place], [batch.grids[place]])
+        for one in conversations:
+            tiles = 0 if pixels is None else len(pixels)
+            ids, labels = map(
+                torch.tensor, encode_conversation(one, tokenizer, model.config, tiles)
+            )
+            logits = model(ids[None], pixels, grids)[0, :-1]  # (T - 1, V)
+            says.append(logits[labels[1:] != IGNORED])
+            answers.append(labels[1:][labels[1:] != IGNORED])
+    says, answers = torch.cat(says), torch.cat(answers)
+    features = [model.vision(pixels) for pixels in its_tiles]
+    stitched, tokens = (
+        torch.cat([part(one, [grid]) for one, grid in zip(features, batch.grids)])
+        for part in (model.compressor.reduce, model.compressor)
+    )
+    wanted = nn.functional.cross_entropy(says, answers) + trained.name_loss(stitched, tokens)
+    loss, share = trained.loss(batch)
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    assert share == (says.argmax(-1) == answers).float().mean()
+    gradients = [
+        torch.autograd.grad(one, model.compressor.output.weight)[0] for one in (loss, wanted)
+    ]
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
 def test_the_label_loss_is_of_what_is_known_alone(tiny, tokenizer):
-    trainer = Trainer(tiny, tokenizer)
-    trainer.label_head = nn.Identity()  # so that the features are what it would say
+    trained = ModelWithLosses(tiny, tokenizer)
+    trained.label_head = nn.Identity()  # so that the features are what it would say
     names = torch.tensor([[0, 3, IGNORED, 16]])  # (S, N): nothing, an object, a touch, a digit
-    colours = torch.tensor([[0, 8, IGNORED, 1]])
+    colors = torch.tensor([[0, 8, IGNORED, 1]])
     places = torch.tensor([[IGNORED, IGNORED, IGNORED, 2]])
     outlines = torch.randint(0, 2, (1, 4, LABELS[2])).float()
     boxes = torch.randn(1, 4, 4) * (names > 0)[..., None]
-    batch = TileBatch(torch.zeros(1, 3, 112, 112), names, colours, places, outlines, boxes)
+    batch = TileBatch(torch.zeros(1, 3, 112, 112), names, colors, places, outlines, boxes)
     says = {
         "names": one_hot(names, LABELS[0]),
-        "colours": one_hot(colours, LABELS[1]),
+        "colors": one_hot(colors, LABELS[1]),
         "outlines": 20 * (2 * outlines - 1),
         "boxes": boxes,
         "places": one_hot(places, LABELS[4]),
     }
     known = {
         "names": (0, 1, 3),
-        "colours": (0, 1, 3),
+        "colors": (0, 1, 3),
         "outlines": (0, 1, 2, 3),
         "boxes": (1, 3),
         "places": (3,),
     }
-    loss, share = trainer.label_loss(torch.cat(list(says.values()), -1), batch)
+    loss, share = trained.label_loss(torch.cat(list(says.values()), -1), batch)
     assert loss < 1e-4
     assert share == 1
     for part, patch in itertools.product(says, range(4)):
         wrong = says | {part: says[part].clone()}
         wrong[part][0, patch] = -says[part][0, patch] - 1
-        loss, share = trainer.label_loss(torch.cat(list(wrong.values()), -1), batch)
+        loss, share = trained.label_loss(torch.cat(list(wrong.values()), -1), batch)
         assert (loss > 0.01) == (patch in known[part]), (part, patch)
         assert share == (0.5 if part == "names" and patch in (1, 3) else 1)
     nothing = TileBatch(
-        batch.pixels, names * 0, colours * 0, torch.full_like(places, IGNORED), outlines, boxes * 0
+        batch.pixels, names * 0, colors * 0, torch.full_like(places, IGNORED), outlines, boxes * 0
     )
-    loss, _ = trainer.label_loss(torch.cat(list(says.values()), -1), nothing)
+    loss, _ = trained.label_loss(torch.cat(list(says.values()), -1), nothing)
     assert loss.isfinite()  # a batch may show no digit, or nothing at all
 
 
@@ -595,55 +606,78 @@ def one_hot(labels: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def test_image_tokens_are_drawn_to_the_words_for_what_they_show(tiny, tokenizer):
-    trainer = Trainer(tiny, tokenizer)
-    words = trainer.words @ trainer.model.decoder.embedding.weight  # (words, D)
+    trained = ModelWithLosses(tiny, tokenizer)
+    words = trained.words @ trained.model.decoder.embedding.weight  # (words, D)
     features = torch.zeros(1, 36, 16)
 
-    def say(name: int, colour: int) -> None:  # in every patch; 0 is nothing
+    def say(name: int, color: int) -> None:  # in every patch; 0 is nothing
         with torch.no_grad():
-            trainer.label_head.weight.zero_()
-            trainer.label_head.bias.zero_()
-            trainer.label_head.bias[[name, LABELS[0] + colour]] = 1.0
+            trained.label_head.weight.zero_()
+            trained.label_head.bias.zero_()
+            trained.label_head.bias[[name, LABELS[0] + color]] = 1.0
 
     def near(*places: int) -> torch.Tensor:  # image tokens near these words
         return (20 * words[list(places)].sum(0)).detach().expand(1, 36, -1)
 
-    first_colour = 2 * len(NAMES)
-    for name, colour, other in (("star", "red", "blue"), ("7", "white", "black")):
-        say(1 + NAMES.index(name), 1 + list(COLOURS).index(colour))
+    first_color = 2 * len(NAMES)
+    for name, color, other in (("star", "red", "blue"), ("7", "white", "black")):
+        say(1 + NAMES.index(name), 1 + list(COLORS).index(color))
         named = [NAMES.index(name), len(NAMES) + NAMES.index(name)]
         right, wrong = (
-            [place, len(COLOURS) + place]
-            for place in (first_colour + list(COLOURS).index(one) for one in (colour, other))
+            [place, len(COLORS) + place]
+            for place in (first_color + list(COLORS).index(one) for one in (color, other))
         )
-        loss = trainer.name_loss(features, near(*named, *right))
-        assert loss < trainer.name_loss(features, near(*named, *wrong))
-        assert loss < trainer.name_loss(features, near(*right))
-        assert loss < trainer.name_loss(features, near(*named, right[0]))  # both languages count
+        loss = trained.name_loss(features, near(*named, *right))
+        assert loss < trained.name_loss(features, near(*named, *wrong))
+        assert loss < trained.name_loss(features, near(*right))
+        assert loss < trained.name_loss(features, near(*named, right[0]))  # both languages count
     say(0, 0)  # where the tower sees nothing, no word may be near
     nothing = -(words.sum(0) * 20).detach().expand(1, 36, -1)
-    assert trainer.name_loss(features, nothing) < trainer.name_loss(features, near(*named, *right))
+    assert trained.name_loss(features, nothing) < trained.name_loss(features, near(*named, *right))
 
 
 def test_the_words_for_what_patches_show_are_the_means_of_their_tokens(tiny, tokenizer):
-    words = trainer_module.average_of_tokens(tokenizer, tiny.vocabulary)
+    words = average_of_tokens(tokenizer, tiny.vocabulary)
     assert words.sum(1).tolist() == pytest.approx([1.0] * len(words))
     chinese = [*(SHAPES_ZH[one][0] for one in SHAPES), *DIGITS]
-    colours = [*(f" {one}" for one in COLOURS), *(COLOURS_ZH[one] for one in COLOURS)]
-    texts = [*(f" {one}" for one in SHAPES), *DIGITS, *chinese, *colours]
+    colors = [*(f" {one}" for one in COLORS), *(COLORS_ZH[one] for one in COLORS)]
+    texts = [*(f" {one}" for one in SHAPES), *DIGITS, *chinese, *colors]
     for row, text in zip(words, texts, strict=True):
         assert set(row.nonzero().flatten().tolist()) == set(tokenizer.encode(text))
 
 
-def test_the_tokenizer_is_the_same_each_time_and_reads_the_worlds_words_shortly(
-    tiny, tokenizer, monkeypatch
-):
-    monkeypatch.setattr(recipe_module, "scene", questions_of)
-    text = "红色的圆形 a red star"
-    assert recipe_module.train_tokenizer(tiny).encode(text) == tokenizer.encode(text)
-    assert tokenizer.vocabulary <= NANO.vocabulary
+@pytest.mark.slow
+def test_the_recipes_tokenizer_is_the_shipped_one(tokenizer, tmp_path):
+    for number, one in enumerate((tokenizer, train_tokenizer(NANO))):
+        one.save(tmp_path / f"{number}.json")
+    assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
+
+
+def test_a_tokenizer_is_learned_from_questions_and_answers(tiny, monkeypatch):
+    monkeypatch.setattr(recipe_module, "scene", few_questions_of)
+    learned = train_tokenizer(tiny)
+    texts = {text for number in range(60) for text in texts_of(few_questions_of(number))}
+    assert all(learned.decode(learned.encode(text)) == text for text in texts)
+    characters = sum(map(len, texts))
+    assert sum(len(learned.encode(text)) for text in texts) < 0.4 * characters
+
+
+@functools.cache
+def few_questions_of(number: int) -> SimpleNamespace:
+    """Scenes without their pictures, the same over and over; drawing 2,000 takes seconds."""
+    if number >= 60:
+        return few_questions_of(number % 60)
+    return SimpleNamespace(questions=scene(number, sides=(80, 100)).questions)
+
+
+def texts_of(drawn: SimpleNamespace) -> list[str]:
+    return [text for one in drawn.questions for text in (one.text, one.answer)]
+
+
+def test_the_tokenizer_reads_the_worlds_words_shortly(tokenizer):
     controls = sorted(tokenizer.control.values())
     assert controls == list(range(tokenizer.vocabulary - 3, tokenizer.vocabulary))
+    assert tokenizer.vocabulary <= NANO.vocabulary
     for text in ("purple", "triangle", "What colour is the circle?", "紫色", "颜色？😀", "0427"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode("What colour is the circle?")) <= 8

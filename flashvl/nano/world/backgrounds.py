@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
-from .shapes import COLOURS, draw_colour, pick
+from .things import COLORS, RGB, draw_color, pick, to_rgb
 
-LEAST_CONTRAST = 75.0  # Euclidean distance in RGB between a thing and any of its background
+MIN_CONTRAST = 75.0  # Euclidean distance in RGB between a thing and any of its background
 
 
 def paint_background(
-    size: tuple[int, int], colours: list[tuple[int, int, int]], random: np.random.Generator
+    size: tuple[int, int], colors: Sequence[RGB], random: np.random.Generator
 ) -> Image.Image:
     """An RGB picture of `size` (width, height): half plain, a quarter each gradient and noisy.
 
-    Every colour of `colours` is about LEAST_CONTRAST or more away from all that it shows, noise
+    Every color of `colors` is about MIN_CONTRAST or more away from all that it shows, noise
     aside; a gradient is held to it at nine places.
     """
     chance = random.random()
     if chance < 0.5:
-        return Image.new("RGB", size, draw_background(colours, random))
+        return Image.new("RGB", size, draw_background(colors, random))
     if chance < 0.75:
-        return _gradient(size, colours, random)
-    return _noise(size, draw_background(colours, random), random)
+        return _gradient(size, colors, random)
+    return _noise(size, draw_background(colors, random), random)
 
 
-def draw_background(
-    colours: list[tuple[int, int, int]], random: np.random.Generator
-) -> tuple[int, int, int]:
-    """One background colour that contrasts with each of the colours of what lies on it."""
+def draw_background(colors: Sequence[RGB], random: np.random.Generator) -> RGB:
+    """One background color that contrasts with each of the colors of what lies on it."""
     while True:
         kind = random.random()
         if kind < 0.25:
-            grey = pick((255, 255, 255, 0, 128, 192, 211, 240, 64), random)
-            candidate = np.full(3, grey)
+            gray = pick((255, 255, 255, 0, 128, 192, 211, 240, 64), random)
+            candidate = np.full(3, gray)
         elif kind < 0.4:
             candidate = np.full(3, random.uniform(0, 255)) + random.uniform(-6, 6, 3)
         elif kind < 0.65:
@@ -42,19 +42,21 @@ def draw_background(
         elif kind < 0.85:
             candidate = random.uniform(0, 255, 3)
         else:
-            candidate = np.array(draw_colour(pick(tuple(COLOURS), random), random))
-        candidate = np.clip(np.round(candidate), 0, 255)
-        if _contrasts(candidate, colours):
-            return tuple(int(value) for value in candidate)
+            candidate = np.array(draw_color(pick(tuple(COLORS), random), random))
+        rgb = to_rgb(candidate)
+        if _contrasts(np.array(rgb), colors):
+            return rgb
 
 
-def _gradient(size, colours, random) -> Image.Image:
-    """From one colour to another along a straight line of any direction."""
-    first = np.array(draw_background(colours, random), float)
+def _gradient(
+    size: tuple[int, int], colors: Sequence[RGB], random: np.random.Generator
+) -> Image.Image:
+    """From one color to another along a straight line of any direction."""
+    first = np.array(draw_background(colors, random), float)
     strength = random.uniform(20, 200)
     while True:  # weaker at each try, so that it ends
         second = np.clip(first + strength * random.uniform(-1, 1, 3), 0, 255)
-        if all(_contrasts(first + (second - first) * t, colours) for t in np.linspace(0, 1, 9)):
+        if all(_contrasts(first + (second - first) * t, colors) for t in np.linspace(0, 1, 9)):
             break
         strength *= 0.9
     angle = random.uniform(0, 2 * np.pi)
@@ -66,15 +68,15 @@ def _gradient(size, colours, random) -> Image.Image:
     return Image.fromarray(np.round(pixels).astype(np.uint8))
 
 
-def _noise(size, colour, random) -> Image.Image:
-    """Normal noise about one colour, grey or coloured, in grains of one pixel or a few."""
+def _noise(size: tuple[int, int], color: RGB, random: np.random.Generator) -> Image.Image:
+    """Normal noise about one color, gray or colored, in grains of one pixel or a few."""
     width, height = size
-    grain = int(pick((1, 1, 2, 3), random))
-    rough = (-(-height // grain), -(-width // grain), int(pick((1, 3), random)))
+    grain = pick((1, 1, 2, 3), random)
+    rough = (-(-height // grain), -(-width // grain), pick((1, 3), random))
     noise = random.standard_normal(rough, np.float32) * random.uniform(4, 22)
     noise = noise.repeat(grain, 0).repeat(grain, 1)[:height, :width]  # (height, width, 1 or 3)
-    return Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.array(color) + noise, 0, 255).astype(np.uint8))
 
 
-def _contrasts(candidate: np.ndarray, colours) -> bool:
-    return all(np.linalg.norm(candidate - colour) >= LEAST_CONTRAST for colour in colours)
+def _contrasts(candidate: np.ndarray, colors: Sequence[RGB]) -> bool:
+    return all(np.linalg.norm(candidate - color) >= MIN_CONTRAST for color in colors)

@@ -11,13 +11,24 @@ import numpy as np
 from PIL import Image
 
 from .backgrounds import paint_background
-from .numbers import ADVANCE, DIGITS, draw_digits
 from .scenes import through_jpeg
-from .shapes import COLOURS, SHAPES, pick
-from .things import Number, Object, draw_number, draw_object, meet, move
+from .things import (
+    ADVANCE,
+    COLORS,
+    DIGITS,
+    SHAPES,
+    Number,
+    Object,
+    draw_digits,
+    draw_number,
+    draw_object,
+    meet,
+    move,
+    pick,
+)
 
 NAMES = (*SHAPES, *DIGITS)  # what a patch can show
-CELLS = 4  # along a patch's side, in which outlines are labelled
+CELLS = 4  # along a patch's side, in which outlines are labeled
 IGNORED = -100  # torch's cross-entropy passes over this label
 
 
@@ -25,17 +36,17 @@ IGNORED = -100  # torch's cross-entropy passes over this label
 class PackedTile:
     """A tile and labels for each patch, in rows and columns; s is patches a side.
 
-    pixels (side, side, 3) uint8. names and colours (s, s) int64: 0 is nothing, 1 + i the i-th of
-    NAMES or COLOURS, IGNORED where something only touches the patch. places (s, s) int64: which
+    pixels (side, side, 3) uint8. names and colors (s, s) int64: 0 is nothing, 1 + i the i-th of
+    NAMES or COLORS, IGNORED where something only touches the patch. places (s, s) int64: which
     place, from 0, a digit has in its number; IGNORED for all else and where its beginning is not
     seen. outlines (s, s, CELLS**2) float32: which part of each cell is covered. boxes (s, s, 4)
     float32: how far left, top, right and bottom of what the patch shows are from the patch's
-    centre, in patches; 0 for nothing.
+    center, in patches; 0 for nothing.
     """
 
     pixels: np.ndarray
     names: np.ndarray
-    colours: np.ndarray
+    colors: np.ndarray
     places: np.ndarray
     outlines: np.ndarray
     boxes: np.ndarray
@@ -51,7 +62,7 @@ def packed_tile(
     last `cut` patches are cut off all around, for a tower that sees no margin.
     """
     random = np.random.default_rng(number)
-    left, top, right, bottom = (margin * (random.random() < 0.4) for _ in range(4))
+    left, top, right, bottom = (margin * (random.random() < 0.4) for _ in range(4))  # of padding
     rows, columns = side // patch_size - top - bottom, side // patch_size - left - right
     # Drawn larger and with another aspect, then resized, as real pictures are before tiling.
     scale = patch_size * random.uniform(1.0, 2.0)
@@ -65,27 +76,29 @@ def packed_tile(
     picture = picture.resize((columns * patch_size, rows * patch_size), Image.Resampling.BICUBIC)
     if random.random() < 0.25:
         picture = through_jpeg(picture, random)
-    sides = np.array(((top, bottom), (left, right), (0, 0)))
-    pixels = np.pad(np.asarray(picture), sides * patch_size, mode="edge")  # (side, side, 3)
+    padding = np.array(((top, bottom), (left, right), (0, 0)))  # in patches
+    pixels = np.pad(np.asarray(picture), padding * patch_size, mode="edge")  # (side, side, 3)
     cells = np.asarray(inside.resize((columns * CELLS, rows * CELLS), Image.Resampling.BOX)) / 255
-    cells = np.pad(cells, sides[:2] * CELLS, mode="edge")  # (s * CELLS, s * CELLS)
+    cells = np.pad(cells, padding[:2] * CELLS, mode="edge")  # (s * CELLS, s * CELLS)
     cells = cells.reshape(side // patch_size, CELLS, -1, CELLS).transpose(0, 2, 1, 3)
     outlines = cells.reshape(*cells.shape[:2], -1).astype(np.float32)  # (s, s, CELLS**2)
     unseen = max(cut - left, 0) * size[0] / columns
-    names, colours, places, boxes = _label_patches(placed, size, rows, columns, unseen)
-    outside = np.pad(np.zeros((rows, columns), bool), sides[:2], constant_values=True)  # (s, s)
-    names, colours = (np.pad(one, sides[:2], mode="edge") for one in (names, colours))
+    names, colors, places, boxes = _label_patches(placed, size, rows, columns, unseen)
+    outside = np.pad(np.zeros((rows, columns), bool), padding[:2], constant_values=True)  # (s, s)
+    names, colors = (np.pad(one, padding[:2], mode="edge") for one in (names, colors))
     beyond = outside & (names != 0)  # what the border cuts goes on in the padding without a name
-    names[beyond] = colours[beyond] = IGNORED
-    places = np.pad(places, sides[:2], constant_values=IGNORED)
-    labels = (names, colours, places, outlines, np.pad(boxes, sides))
+    names[beyond] = colors[beyond] = IGNORED
+    places = np.pad(places, padding[:2], constant_values=IGNORED)
+    boxes = np.pad(boxes, padding)
     middle = slice(cut, side // patch_size - cut)
     in_pixels = slice(cut * patch_size, side - cut * patch_size)
-    labels = (one[middle, middle] for one in labels)
+    labels = (one[middle, middle] for one in (names, colors, places, outlines, boxes))
     return PackedTile(pixels[in_pixels, in_pixels], *labels)
 
 
-def _pack(size: tuple[int, int], things: int, digits: int, random) -> list[Object | Number]:
+def _pack(
+    size: tuple[int, int], things: int, digits: int, random: np.random.Generator
+) -> list[Object | Number]:
     """1 to `things` things at free places, some of them partly outside."""
     width, height = size
     placed: list[Object | Number] = []
@@ -104,71 +117,71 @@ def _pack(size: tuple[int, int], things: int, digits: int, random) -> list[Objec
     return placed
 
 
-def _draw_thing(short: int, count: int, digits: int, random) -> Object | Number:
+def _draw_thing(
+    short: int, count: int, digits: int, random: np.random.Generator
+) -> Object | Number:
     """An object or number; the more there are the smaller. A large one alone teaches first."""
-    colour = pick(tuple(COLOURS), random)
+    color = pick(tuple(COLORS), random)
     if random.random() < 0.5 and digits:
         length = int(random.integers(1, digits + 1))
-        least, most = ((0.4, 1.2), (0.3, 0.8), (0.25, 0.6))[min(count, 3) - 1]
-        most = min(most, 1.2 / ADVANCE / length)
-        size = short * np.exp(random.uniform(np.log(min(least, most)), np.log(most)))
-        return draw_number(draw_digits(length, random), colour, size, random)
-    least, most = ((0.35, 0.95), (0.25, 0.6), (0.18, 0.5))[min(count, 3) - 1]
-    size = short * np.exp(random.uniform(np.log(least), np.log(most)))
-    return draw_object(pick(SHAPES, random), colour, size, random)
+        minimum, maximum = ((0.4, 1.2), (0.3, 0.8), (0.25, 0.6))[min(count, 3) - 1]
+        maximum = min(maximum, 1.2 / ADVANCE / length)
+        size = short * np.exp(random.uniform(np.log(min(minimum, maximum)), np.log(maximum)))
+        return draw_number(draw_digits(length, random), color, size, random)
+    minimum, maximum = ((0.35, 0.95), (0.25, 0.6), (0.18, 0.5))[min(count, 3) - 1]
+    size = short * np.exp(random.uniform(np.log(minimum), np.log(maximum)))
+    return draw_object(pick(SHAPES, random), color, size, random)
 
 
 def _label_patches(
     placed: list[Object | Number], size: tuple[int, int], rows: int, columns: int, unseen: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Names, colours, places and boxes of a picture's patches, as in `PackedTile`.
+    """Names, colors, places and boxes of a picture's patches, as in `PackedTile`.
 
     `unseen` pixels on its left will be cut off.
     """
-    names, colours, places, boxes = [0], [0], [IGNORED], [(0.0, 0.0, 0.0, 0.0)]
-    coverage, needed = [np.zeros((rows, columns))], [0.0]
-    scale = np.array((columns / size[0], rows / size[1]))
+    # One entry for nothing and one for each part, which is an object or a digit.
+    names, colors, places = [0], [0], [IGNORED]
+    boxes = [np.zeros(4)]  # in patches
+    coverage, needed = [np.zeros((rows, columns))], [0.0]  # of a patch, to have the part's name
+    scale = np.array((columns / size[0], rows / size[1]) * 2)  # of boxes, to patches
     for thing in placed:
-        colour = 1 + tuple(COLOURS).index(thing.colour)
         if isinstance(thing, Object):
             alone = Image.new("L", size)
             alone.paste(thing.mask, thing.box[:2])
             alone = alone.resize((columns, rows), Image.Resampling.BOX)
-            parts = [(thing.shape, thing.box, np.asarray(alone) / 255, 0.12)]
-            its_places = [IGNORED]
-        else:  # of a digit's thin strokes little lies in a patch, so its box counts
+            names.append(1 + NAMES.index(thing.shape))
+            places.append(IGNORED)
+            boxes.append(np.array(thing.box) * scale)
+            coverage.append(np.asarray(alone) / 255)
+            needed.append(0.12)
+        else:
             left, top, _, bottom = thing.box
-            parts = [
-                (digit, (left + begin, top, left + end, bottom), None, 0.35)
-                for digit, (begin, end) in zip(thing.digits, thing.spans)
-            ]
             seen = left + sum(thing.spans[0]) / 2 > unseen  # half of the first digit or more
-            its_places = [place if seen else IGNORED for place in range(len(parts))]
-        for name, box, part, least in parts:
-            box = tuple((np.array(box).reshape(2, 2) * scale).flatten())  # in patches
-            coverage.append(_cover(box, rows, columns) if part is None else part)
-            names.append(1 + NAMES.index(name))
-            colours.append(colour)
-            boxes.append(box)
-            needed.append(least)
-        places += its_places
-    coverage = np.stack(coverage)  # (1 + parts, rows, columns)
-    enough = coverage >= np.array(needed)[:, None, None]
+            for place, (digit, (begin, end)) in enumerate(zip(thing.digits, thing.spans)):
+                names.append(1 + NAMES.index(digit))
+                places.append(place if seen else IGNORED)
+                boxes.append(np.array((left + begin, top, left + end, bottom)) * scale)
+                coverage.append(_cover(boxes[-1], rows, columns))  # its thin strokes cover little
+                needed.append(0.35)
+        colors += [1 + tuple(COLORS).index(thing.color)] * (len(names) - len(colors))
+    covered = np.stack(coverage)  # (1 + parts, rows, columns)
+    enough = covered >= np.array(needed)[:, None, None]
     enough[0] = True
-    winner = np.where(enough, coverage, -1.0).argmax(0)  # (rows, columns)
-    touched = (winner == 0) & (coverage.max(0) > 0.02)
-    from_centre = np.array(boxes, np.float32)[winner]  # (rows, columns, 4)
-    from_centre[..., 0::2] -= np.arange(columns)[None, :, None] + 0.5
-    from_centre[..., 1::2] -= np.arange(rows)[:, None, None] + 0.5
-    from_centre[winner == 0] = 0
-    names, colours = (
-        np.where(touched, IGNORED, np.array(one, np.int64)[winner]) for one in (names, colours)
+    winner = np.where(enough, covered, -1.0).argmax(0)  # (rows, columns)
+    touched = (winner == 0) & (covered.max(0) > 0.02)
+    from_center = np.array(boxes, np.float32)[winner]  # (rows, columns, 4)
+    from_center[..., 0::2] -= np.arange(columns)[None, :, None] + 0.5
+    from_center[..., 1::2] -= np.arange(rows)[:, None, None] + 0.5
+    from_center[winner == 0] = 0
+    of_names, of_colors = (
+        np.where(touched, IGNORED, np.array(one, np.int64)[winner]) for one in (names, colors)
     )
-    return names, colours, np.array(places, np.int64)[winner], from_centre
+    return of_names, of_colors, np.array(places, np.int64)[winner], from_center
 
 
-def _cover(box: tuple[float, ...], rows: int, columns: int) -> np.ndarray:
-    """Which part of each patch a box in patches covers: (rows, columns)."""
+def _cover(box: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Which part of each patch a box in patches covers: (4) -> (rows, columns)."""
     x, y = np.arange(columns), np.arange(rows)
     across = np.clip(np.minimum(x + 1, box[2]) - np.maximum(x, box[0]), 0, 1)
     down = np.clip(np.minimum(y + 1, box[3]) - np.maximum(y, box[1]), 0, 1)

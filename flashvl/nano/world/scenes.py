@@ -16,14 +16,27 @@ import numpy as np
 from PIL import Image
 
 from .backgrounds import paint_background
-from .numbers import ADVANCE, MOST_DIGITS, draw_digits
-from .questions import KINDS, LANGUAGES, Question, ask
-from .shapes import COLOURS, SHAPES, pick
-from .things import Box, Number, Object, draw_number, draw_object, meet, move
+from .questions import LANGUAGES, QUESTION_KINDS, Question, ask
+from .things import (
+    ADVANCE,
+    COLORS,
+    MAX_DIGITS,
+    SHAPES,
+    Box,
+    Number,
+    Object,
+    draw_digits,
+    draw_number,
+    draw_object,
+    meet,
+    move,
+    pick,
+)
 
-# Longest side of an object at most, of the picture's shorter side, by how many things there are.
-MOST = {1: 0.75, 2: 0.5, 3: 0.42, 4: 0.36}
-LEAST, LEAST_FONT, MOST_FONT = 0.27, 0.33, 0.6
+# As parts of the picture's shorter side.
+MIN_SIDE = 0.27  # the longer side of an object
+MAX_SIDE = {1: 0.75, 2: 0.5, 3: 0.42, 4: 0.36}  # by how many things there are
+MIN_FONT, MAX_FONT = 0.33, 0.6  # the size of a number's font
 
 
 @dataclass(frozen=True)
@@ -56,20 +69,20 @@ def scene(
     number: int,
     sides: tuple[int, int] = (80, 640),
     things: tuple[int, int] = (1, 4),
-    digits: int = MOST_DIGITS,
-    most_elongated: float = 4.0,
+    digits: int = MAX_DIGITS,
+    max_aspect_ratio: float = 4.0,
 ) -> Scene:
     """The scene of a number (>= 0).
 
-    sides: shortest and longest canvas side in pixels. things: fewest and most, at most 4; one of
-    them may be a number of 1 to `digits` digits. most_elongated: the largest ratio of the
-    canvas's sides; beyond 2:1 is rare.
+    sides: minimum and maximum of the canvas's sides in pixels. things: minimum and maximum, up to
+    4; one of them may be a number of 1 to `digits` digits. max_aspect_ratio: of the canvas's longer
+    side to its shorter one; beyond 2:1 is rare.
     """
     random = np.random.default_rng(number)
-    size = _draw_canvas_size(sides, most_elongated, random)
+    size = _draw_canvas_size(sides, max_aspect_ratio, random)
     count = int(random.integers(things[0], things[1] + 1))
     objects, written = _lay_out(size, count, digits, random)
-    drawn = objects if written is None else (*objects, written)
+    drawn: tuple[Object | Number, ...] = (*objects, written) if written else objects
     picture = paint_background(size, [thing.rgb for thing in drawn], random)
     for thing in drawn:
         picture.paste(thing.rgb, thing.box, thing.mask)
@@ -90,7 +103,7 @@ def ask_everything(
     """One question of each kind and language that has a single right answer."""
     questions = (
         ask(kind, language, objects, written, ordered, random)
-        for kind in KINDS
+        for kind in QUESTION_KINDS
         for language in LANGUAGES
     )
     return tuple(question for question in questions if question is not None)
@@ -127,53 +140,59 @@ def through_jpeg(picture: Image.Image, random: np.random.Generator) -> Image.Ima
     return Image.open(data).convert("RGB")
 
 
-def _draw_canvas_size(sides, most_elongated: float, random) -> tuple[int, int]:
+def _draw_canvas_size(
+    sides: tuple[int, int], max_aspect_ratio: float, random: np.random.Generator
+) -> tuple[int, int]:
     shortest, longest = sides
     long = float(np.exp(random.uniform(np.log(shortest), np.log(longest))))
-    usual = min(2.0, most_elongated)
-    ratio = random.uniform(1.0, most_elongated if random.random() < 0.15 else usual)
+    usual = min(2.0, max_aspect_ratio)
+    ratio = random.uniform(1.0, max_aspect_ratio if random.random() < 0.15 else usual)
     if random.random() < 0.3:
         ratio = 1.0
     short = max(shortest, long / ratio)
-    size = (round(long), round(short))
-    return size if random.random() < 0.6 else size[::-1]
+    width, height = round(long), round(short)
+    return (width, height) if random.random() < 0.6 else (height, width)
 
 
 def _lay_out(
-    size: tuple[int, int], count: int, digits: int, random
+    size: tuple[int, int], count: int, digits: int, random: np.random.Generator
 ) -> tuple[tuple[Object, ...], Number | None]:
     """Objects and perhaps a number that lie wholly in the canvas without meeting."""
     has_number = digits > 0 and random.random() < 0.5
     shapes = [pick(SHAPES, random) for _ in range(count - has_number)]
-    colours = [pick(tuple(COLOURS), random) for _ in shapes]
+    colors = [pick(tuple(COLORS), random) for _ in shapes]
     if random.random() < 0.2:  # enough alike that counting must look at the words
         shapes = shapes[:1] * len(shapes)
     if random.random() < 0.15:
-        colours = colours[:1] * len(colours)
+        colors = colors[:1] * len(colors)
     text = draw_digits(int(random.integers(1, digits + 1)), random) if has_number else ""
-    text_colour = pick([one for one in COLOURS if one not in colours], random)
+    text_color = pick([one for one in COLORS if one not in colors], random)
     short, shrink = min(size), 1.0
     while True:
         shrink *= 0.97  # large things need not fit; small ones do at last
         things: list[Object | Number] = []
-        for shape, colour in zip(shapes, colours):
-            side = short * _between(LEAST, MOST[count] * shrink, random)
-            things.append(draw_object(shape, colour, side, random))
+        for shape, color in zip(shapes, colors):
+            side = short * _between(MIN_SIDE, MAX_SIDE[count] * shrink, random)
+            things.append(draw_object(shape, color, side, random))
         if has_number:
-            most = min(MOST_FONT * shrink * short, 0.9 * size[0] / ADVANCE / len(text))
-            font = _between(LEAST_FONT * short, most, random)
-            things.insert(0, draw_number(text, text_colour, font, random))
+            maximum = min(MAX_FONT * shrink * short, 0.9 * size[0] / ADVANCE / len(text))
+            font = _between(MIN_FONT * short, maximum, random)
+            things.insert(0, draw_number(text, text_color, font, random))
         placed = _place(things, size, random)
         if placed is not None:
-            return placed[has_number:], placed[0] if has_number else None
+            objects = tuple(thing for thing in placed if isinstance(thing, Object))
+            numbers = [thing for thing in placed if isinstance(thing, Number)]
+            return objects, numbers[0] if numbers else None
 
 
-def _place(things: list, size: tuple[int, int], random) -> tuple | None:
+def _place(
+    things: Sequence[Object | Number], size: tuple[int, int], random: np.random.Generator
+) -> list[Object | Number] | None:
     """The things at free places, most often in rows; None if one found no place."""
     width, height = size
     rows = int(random.integers(1, 4)) if random.random() < 0.7 else None
     gap = max(3, round(0.04 * min(size)))
-    placed: list = []
+    placed: list[Object | Number] = []
     for thing in things:
         w, h = thing.mask.size
         if w >= width - 1 or h >= height - 1:
@@ -189,9 +208,9 @@ def _place(things: list, size: tuple[int, int], random) -> tuple | None:
                 break
         else:
             return None
-    return tuple(placed)
+    return placed
 
 
-def _between(least: float, most: float, random) -> float:
-    """Any size from `least` to `most`, and `least` where that is the larger."""
-    return random.uniform(least, max(least, most))
+def _between(minimum: float, maximum: float, random: np.random.Generator) -> float:
+    """Any size from `minimum` to `maximum`, and `minimum` where that is the larger."""
+    return random.uniform(minimum, max(minimum, maximum))

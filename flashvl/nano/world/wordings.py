@@ -1,10 +1,13 @@
-"""The words of nano's questions and answers about its world, in English and Chinese: data alone.
+"""The words of nano's questions and answers, in English and Chinese: data alone.
+
+First of questions about nano's world, then of those about what lies outside of it or about nano
+itself, at last what is named in these and unknown to nano.
 
 In the wordings: {C} is colour or color, {P} picture, image, ...; {name} is what is asked for by
 its name, a shape, the number or a noun from outside nano's world, {a_name} the same with its
 article, {counted} in the plural ("stars") or, in Chinese, with its measure word ("个五角星");
-{colour} is a colour, {a_colour} with its article; {thing} is what an object may be called, {item}
-the same where "shape" would not do. Each ends with a mark, which a typist may leave out.
+{color} is a color, {a_color} with its article; {thing} is what an object may be called, {item} the
+same where "shape" would not do. Each ends with a mark, which a typist may leave out.
 """
 
 SHAPES_ZH = {
@@ -15,7 +18,7 @@ SHAPES_ZH = {
     "cross": ("十字形", "十字", "十字架"),
     "ring": ("圆环", "环形", "圆环形"),
 }  # the first word is the one that answers use, the others occur in questions
-COLOURS_ZH = {
+COLORS_ZH = {
     "red": "红色",
     "green": "绿色",
     "blue": "蓝色",
@@ -26,7 +29,7 @@ COLOURS_ZH = {
     "white": "白色",
 }
 
-COLOUR_BY_NAME = {
+COLOR_BY_NAME = {
     "en": (
         "What {C} is the {name}?",
         "What {C} is the {name}?",
@@ -49,7 +52,7 @@ COLOUR_BY_NAME = {
         "{name}什么颜色？",
     ),
 }
-COLOUR_OF_IT = {
+COLOR_OF_IT = {
     "en": (
         "What {C} is it?",
         "What {C} is the {thing}?",
@@ -68,27 +71,27 @@ COLOUR_OF_IT = {
         "它的颜色是什么？",
     ),
 }
-SHAPE_BY_COLOUR = {
+SHAPE_BY_COLOR = {
     "en": (
-        "What shape is the {colour} thing?",
-        "What shape is the {colour} {item}?",
-        "What shape is the {colour} one?",
-        "What is the shape of the {colour} {item}?",
-        "Which shape is {colour}?",
-        "What shape is {colour}?",
-        "What is the {colour} {item}?",
-        "What {colour} shape is in the {P}?",
-        "Tell me the shape of the {colour} {item}.",
+        "What shape is the {color} thing?",
+        "What shape is the {color} {item}?",
+        "What shape is the {color} one?",
+        "What is the shape of the {color} {item}?",
+        "Which shape is {color}?",
+        "What shape is {color}?",
+        "What is the {color} {item}?",
+        "What {color} shape is in the {P}?",
+        "Tell me the shape of the {color} {item}.",
     ),
     "zh": (
-        "{colour}的是什么形状？",
-        "{colour}的{item}是什么形状？",
-        "{colour}{item}是什么形状？",
-        "{colour}的{item}是什么形状的？",
-        "{P}{colour}的{item}是什么形状？",
-        "哪个形状是{colour}的？",
-        "{colour}的东西是什么？",
-        "什么形状是{colour}的？",
+        "{color}的是什么形状？",
+        "{color}的{item}是什么形状？",
+        "{color}{item}是什么形状？",
+        "{color}的{item}是什么形状的？",
+        "{P}{color}的{item}是什么形状？",
+        "哪个形状是{color}的？",
+        "{color}的东西是什么？",
+        "什么形状是{color}的？",
     ),
 }
 SHAPE_OF_IT = {
@@ -150,18 +153,18 @@ COUNT_BY_NAME = {
         "你看到几{counted}？",
     ),
 }
-COUNT_BY_COLOUR = {
+COUNT_BY_COLOR = {
     "en": (
-        "How many {colour} {thing}s are there?",
-        "How many {colour} {thing}s are in the {P}?",
-        "How many {colour} {thing}s do you see?",
-        "How many {thing}s are {colour}?",
+        "How many {color} {thing}s are there?",
+        "How many {color} {thing}s are in the {P}?",
+        "How many {color} {thing}s do you see?",
+        "How many {thing}s are {color}?",
     ),
     "zh": (
-        "{P}有几个{colour}的{thing}？",
-        "有几个{colour}{thing}？",
-        "有多少个{colour}的{thing}？",
-        "几个{thing}是{colour}的？",
+        "{P}有几个{color}的{thing}？",
+        "有几个{color}{thing}？",
+        "有多少个{color}的{thing}？",
+        "几个{thing}是{color}的？",
     ),
 }
 NUMBER = {
@@ -216,25 +219,25 @@ PRESENCE_BY_NAME = {
         "这里有{name}吗？",
     ),
 }
-PRESENCE_BY_COLOUR = {
+PRESENCE_BY_COLOR = {
     "en": (
-        "Is there {a_colour} {thing}?",
-        "Is there {a_colour} {thing} in the {P}?",
-        "Is there anything {colour}?",
-        "Is there something {colour} in the {P}?",
-        "Is anything {colour}?",
-        "Are there any {colour} {thing}s?",
-        "Do you see {a_colour} {thing}?",
-        "Can you see something {colour}?",
-        "Can you see {a_colour} {thing} in the {P}?",
+        "Is there {a_color} {thing}?",
+        "Is there {a_color} {thing} in the {P}?",
+        "Is there anything {color}?",
+        "Is there something {color} in the {P}?",
+        "Is anything {color}?",
+        "Are there any {color} {thing}s?",
+        "Do you see {a_color} {thing}?",
+        "Can you see something {color}?",
+        "Can you see {a_color} {thing} in the {P}?",
     ),
     "zh": (
-        "有{colour}的{thing}吗？",
-        "{P}有{colour}的{thing}吗？",
-        "{P}有没有{colour}的{thing}？",
-        "有没有{colour}的{thing}？",
-        "这里有{colour}的{thing}吗？",
-        "有{colour}的吗？",
+        "有{color}的{thing}吗？",
+        "{P}有{color}的{thing}吗？",
+        "{P}有没有{color}的{thing}？",
+        "有没有{color}的{thing}？",
+        "这里有{color}的{thing}吗？",
+        "有{color}的吗？",
     ),
 }
 DESCRIPTION = {
@@ -294,5 +297,334 @@ NUMBER_NAMES = {"en": ("number", "numbers"), "zh": ("数字", "个数字")}  # {
 YES = {"en": "Yes.", "zh": "有。"}
 NO = {"en": "No.", "zh": "没有。"}
 NO_SHAPE = {"en": "There is no {shape}.", "zh": "没有{shape}。"}
-NO_COLOUR = {"en": "There is no {colour} thing.", "zh": "没有{colour}的东西。"}
+NO_COLOR = {"en": "There is no {color} thing.", "zh": "没有{color}的东西。"}
 NO_NUMBER = {"en": "There is no number.", "zh": "没有数字。"}
+
+NO_PICTURE = {"en": "There is no picture.", "zh": "没有图片。"}
+OUTSIDE_ANSWER = {
+    "en": "I only know shapes, colours and numbers.",
+    "zh": "我只认识形状、颜色和数字。",
+}
+OUTSIDE = {
+    "en": (
+        "Who painted this?",
+        "Who drew this {P}?",
+        "Who made this?",
+        "Who is the artist?",
+        "Who is in the {P}?",
+        "Who is this?",
+        "Where is this?",
+        "Where was this {P} taken?",
+        "Which country is this?",
+        "Which city is this?",
+        "When was this {P} taken?",
+        "How old is this {P}?",
+        "What year is it?",
+        "What time is it?",
+        "What day is it today?",
+        "What is the date?",
+        "How is the weather?",
+        "What is the weather like?",
+        "Is it raining?",
+        "Will it snow tomorrow?",
+        "Is it day or night?",
+        "Is it summer or winter?",
+        "What is happening here?",
+        "What happens next?",
+        "What are they doing?",
+        "Is anyone smiling?",
+        "Why is it funny?",
+        "What does this mean?",
+        "What {C} is the background?",
+        "What is in the background?",
+        "Is this {P} beautiful?",
+        "Do you like this {P}?",
+        "What do you think of it?",
+        "What is your opinion?",
+        "How much does it cost?",
+        "What brand is this?",
+        "Is this real?",
+        "What is it made of?",
+        "Can I eat this?",
+        "Tell me a joke.",
+        "Tell me a story.",
+        "Write a poem.",
+        "Write a poem about the {P}.",
+        "Sing a song.",
+        "What is two plus two?",
+        "What is 7 times 8?",
+        "What is ten minus three?",
+        "What is the capital of France?",
+        "What is the largest country in the world?",
+        "Who is the president?",
+        "Who wrote Hamlet?",
+        "Translate this into German.",
+        "How do you say hello in Spanish?",
+        "Do you speak French?",
+        "Write some Python code.",
+        "How do I cook rice?",
+        "What should I eat today?",
+        "What is the meaning of life?",
+        "Are you happy?",
+        "How are you?",
+        "How do you feel?",
+        "Do you love me?",
+        "How old are you?",
+        "Where do you live?",
+        "Are you human?",
+        "Who made you?",
+        "What is your favourite film?",
+        "Can you play chess?",
+        "Recommend a book.",
+        "What is the news?",
+        "Summarise this text.",
+        "Which language is this?",
+        "Give me a recipe.",
+        "Draw me something.",
+        "Make the {P} brighter.",
+    ),
+    "zh": (
+        "这是谁画的？",
+        "谁画了这张图？",
+        "作者是谁？",
+        "{P}的人是谁？",
+        "这是谁？",
+        "这是哪里？",
+        "这张照片在哪里拍的？",
+        "这是哪个国家？",
+        "这是哪个城市？",
+        "这张照片是什么时候拍的？",
+        "这张图有多久了？",
+        "今年是哪一年？",
+        "现在几点？",
+        "今天星期几？",
+        "今天几号？",
+        "今天天气怎么样？",
+        "天气好吗？",
+        "在下雨吗？",
+        "明天会下雪吗？",
+        "现在是白天还是晚上？",
+        "这是夏天还是冬天？",
+        "这里发生了什么？",
+        "接下来会怎么样？",
+        "他们在做什么？",
+        "有人在笑吗？",
+        "为什么好笑？",
+        "这是什么意思？",
+        "背景是什么颜色？",
+        "背景里有什么？",
+        "这张图好看吗？",
+        "你喜欢这张图吗？",
+        "你觉得怎么样？",
+        "你有什么看法？",
+        "这个多少钱？",
+        "这是什么牌子？",
+        "这是真的吗？",
+        "这是用什么做的？",
+        "这个能吃吗？",
+        "讲个笑话。",
+        "讲个故事。",
+        "写一首诗。",
+        "给这张图写一首诗。",
+        "唱首歌。",
+        "一加一等于几？",
+        "七乘八等于多少？",
+        "十减三等于多少？",
+        "法国的首都是哪里？",
+        "世界上最大的国家是哪个？",
+        "总统是谁？",
+        "红楼梦是谁写的？",
+        "翻译成英文。",
+        "你好用英语怎么说？",
+        "你会说法语吗？",
+        "写一段代码。",
+        "米饭怎么做？",
+        "今天吃什么？",
+        "人生的意义是什么？",
+        "你开心吗？",
+        "你好吗？",
+        "你感觉怎么样？",
+        "你爱我吗？",
+        "你几岁了？",
+        "你住在哪里？",
+        "你是人吗？",
+        "谁创造了你？",
+        "你最喜欢什么电影？",
+        "你会下棋吗？",
+        "推荐一本书。",
+        "今天有什么新闻？",
+        "总结这段文字。",
+        "这是什么语言？",
+        "给我一个菜谱。",
+        "给我画点什么。",
+        "把图片变亮。",
+    ),
+}
+PLACE_AND_SIZE = {
+    "en": (
+        "Where is the {name}?",
+        "Where is the {name} in the {P}?",
+        "Where is the {color} {thing}?",
+        "Where is the number?",
+        "What is left of the {name}?",
+        "What is to the right of the {name}?",
+        "What is above the {name}?",
+        "What is below the {color} {thing}?",
+        "What is next to the {name}?",
+        "Is the {name} on the left or on the right?",
+        "What is in the middle of the {P}?",
+        "What is in the top left corner?",
+        "How big is the {name}?",
+        "How large is the {color} {thing}?",
+        "Is the {name} big or small?",
+        "Which {thing} is the largest?",
+        "What is the size of the {name}?",
+    ),
+    "zh": (
+        "{name}在哪里？",
+        "{name}在{P}什么位置？",
+        "{color}的{thing}在哪里？",
+        "数字在哪里？",
+        "{name}左边是什么？",
+        "{name}的右边有什么？",
+        "{name}上面是什么？",
+        "{color}的{thing}下面有什么？",
+        "{name}旁边是什么？",
+        "{name}在左边还是右边？",
+        "中间有什么？",
+        "左上角有什么？",
+        "{name}有多大？",
+        "{color}的{thing}有多大？",
+        "{name}大还是小？",
+        "哪个{thing}最大？",
+    ),
+}
+OUTSIDE_BY_NAME = {
+    "en": (
+        "What is the {name} doing?",
+        "Where is the {name}?",
+        "Describe the {name}.",
+        "Is this {a_name}?",
+        "Is the {name} {color}?",
+        "What shape is the {name}?",
+        "How big is the {name}?",
+        "How old is the {name}?",
+        "What kind of {name} is this?",
+        "Tell me about the {name}.",
+        "Draw {a_name}.",
+    ),
+    "zh": (
+        "{name}在做什么？",
+        "{name}在哪里？",
+        "描述一下{name}。",
+        "这是{name}吗？",
+        "{name}是{color}的吗？",
+        "{name}是什么形状？",
+        "{name}有多大？",
+        "这是什么样的{name}？",
+        "介绍一下{name}。",
+        "画一{counted}。",
+    ),
+}
+SELF_ANSWER = {
+    "en": "I am nano, a small Flash-VL. I know shapes, colours and numbers.",
+    "zh": "我是nano，一个小的Flash-VL。我认识形状、颜色和数字。",
+}
+SELF = {
+    "en": (
+        "Who are you?",
+        "What are you?",
+        "What is your name?",
+        "What's your name?",
+        "What should I call you?",
+        "What can you do?",
+        "What do you know?",
+        "What can I ask you?",
+        "How can you help me?",
+        "Can you introduce yourself?",
+        "Introduce yourself.",
+        "Tell me about yourself.",
+        "Which model are you?",
+        "Hello!",
+        "Hi!",
+        "Hello, who are you?",
+        "Hi, who are you?",
+        "Hi, what can you do?",
+        "Help!",
+    ),
+    "zh": (
+        "你是谁？",
+        "你是什么？",
+        "你叫什么？",
+        "你叫什么名字？",
+        "你的名字是什么？",
+        "怎么称呼你？",
+        "你能做什么？",
+        "你会做什么？",
+        "你认识什么？",
+        "我可以问你什么？",
+        "你能帮我做什么？",
+        "介绍一下自己。",
+        "请介绍一下你自己。",
+        "自我介绍一下。",
+        "你是什么模型？",
+        "你好！",
+        "您好！",
+        "你好，你是谁？",
+    ),
+}
+
+_REGULAR = """
+dog cat car tree house face banana bird flower apple table chair window door cup book
+phone computer plane boat train bicycle mountain river cloud hand eye nose hat shoe shirt
+bottle lamp clock key pen horse cow elephant lion tiger bear rabbit duck egg cake pizza
+umbrella bridge road garden ship robot doctor girl boy king ghost dragon letter hexagon pentagon
+heart arrow oval cube pyramid spiral
+"""
+_IRREGULAR = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "baby": "babies",
+    "bus": "buses",
+    "fish": "fish",
+    "mouse": "mice",
+    "tooth": "teeth",
+    "tomato": "tomatoes",
+}
+_MEASURES = {
+    "个": """
+        人 男人 女人 孩子 女孩 男孩 医生 机器人 杯子 瓶子 苹果 鸡蛋 蛋糕 西瓜 字母 六边形 五边形
+        爱心 箭头 椭圆 菱形
+    """,
+    "只": "狗 猫 鸟 兔子 鸭子 老虎 狮子 熊 老鼠 手 眼睛 鞋子",
+    "辆": "汽车 自行车 公交车 卡车",
+    "棵": "树",
+    "朵": "花 云",
+    "张": "脸 桌子 床",
+    "把": "椅子 伞 钥匙",
+    "座": "房子 山 桥",
+    "条": "鱼 河 路 龙 蛇",
+    "根": "香蕉",
+    "头": "牛 大象",
+    "匹": "马",
+    "架": "飞机",
+    "艘": "船",
+    "本": "书",
+    "部": "手机",
+    "台": "电脑",
+    "扇": "门 窗户",
+    "顶": "帽子",
+    "件": "衣服",
+    "支": "笔",
+    "盏": "灯",
+}
+NOUNS = {  # {name} -> {counted}
+    "en": {noun: noun + "s" for noun in _REGULAR.split()} | _IRREGULAR,
+    "zh": {noun: measure + noun for measure, nouns in _MEASURES.items() for noun in nouns.split()},
+}
+OUTSIDE_COLORS = {
+    "en": ("brown", "pink", "grey", "gray", "cyan", "beige", "turquoise", "silver", "teal"),
+    "zh": ("棕色", "粉色", "灰色", "青色", "米色", "银色", "褐色", "咖啡色"),
+}
