@@ -1,7 +1,17 @@
-"""`python -m flashvl`."""
+"""`flashvl` and `python -m flashvl`."""
 
 import sys
 
-from .cli import main
 
-sys.exit(main())
+def main() -> int:
+    """The command line; Ctrl-C while it is being imported ends it quietly too."""
+    try:
+        from .cli import main
+
+        return main()
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,10 +9,14 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from .config import CHOICES, DTYPES, QUANTIZATIONS
@@ -28,23 +32,56 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command -> its exit code: 0, 1 (a check failed), 2 (bad input), 130 (Ctrl-C)."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal without Chinese must not end the answer.
-            stream.reconfigure(errors="replace")
-    options = build_parser().parse_args(arguments)
     try:
-        return import_module(options.module, __package__).run(options) or 0
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # A terminal without Chinese, or a byte that is no text, must not end the answer.
+                stream.reconfigure(errors="replace")
+        options = build_parser().parse_args(arguments)
+        code = _import_whole(options.module).run(options) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is said here, not by Python at its end
+        return code
     except FlashVLError as error:
-        print(f"flashvl: {error}", file=sys.stderr)
-        return 2
+        return _end(f"flashvl: {error}", 2)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader has gone; nothing that Python flushes at its end can arrive either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _end("", 130)
+    except BrokenPipeError:  # the reader has gone
+        _discard_output()
         return 0
+    except (OSError, MemoryError) as error:
+        _discard_output()
+        reason = getattr(error, "strerror", None) or str(error) or "memory ran out"
+        place = getattr(error, "filename", None)
+        return _end(f"flashvl: {FlashVLError(f'{reason}: {place}' if place else reason)}", 2)
+
+
+def _import_whole(module: str) -> ModuleType:
+    """Imports a command's module. Ctrl-C waits for its end: inside torch it aborts the process."""
+    if threading.current_thread() is not threading.main_thread():
+        return import_module(module, __package__)
+    interrupted = []
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+    try:
+        return import_module(module, __package__)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if interrupted:
+            raise KeyboardInterrupt
+
+
+def _end(message: str, code: int) -> int:
+    """Says a last line on standard error, if there is one -> the exit code."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _discard_output() -> None:
+    """Lets what Python still holds go nowhere: it would fail once more when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:

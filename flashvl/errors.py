@@ -1,12 +1,36 @@
 """Errors that tell a person what is wrong, what was found and what to do."""
 
+MAX_LENGTH = 300  # characters of an error
+
 
 class FlashVLError(Exception):
-    """Base of every error that flashvl raises on purpose; its text is one line."""
+    """Base of every error that flashvl raises on purpose; its text is one short line.
+
+    A file's name, a tensor's name or another library's words may stand in it: line breaks become
+    spaces, and what could command a terminal is shown as an escape such as \\x1b.
+    """
 
     def __init__(self, message: str) -> None:
-        # A file's name or another library's words may have line breaks.
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(shortened(printable(message), MAX_LENGTH))
+
+
+def printable(text: str) -> str:
+    """A text in one line without control characters."""
+    text = " ".join(text.splitlines())
+    return "".join(
+        letter
+        if letter.isprintable()
+        else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for letter in text
+    )
+
+
+def shortened(text: str, length: int) -> str:
+    """A text with its middle left out if it is longer; its end often says what to do."""
+    if len(text) <= length:
+        return text
+    end = length // 3
+    return f"{text[: length - end - 5]} ... {text[-end:]}"
 
 
 class ImageError(FlashVLError):

@@ -7,21 +7,26 @@ import json
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from .errors import ConfigError, FlashVLError
+from .storage import MEBIBYTE, read_bounded
 
 # Far above any model, and low enough that a damaged number is an error and not a hang.
 MAX_INTEGER = 10_000_000
+
+MAX_TEXT_BYTES = 64 * MEBIBYTE  # of a JSON or text file; the largest published one has 11
+
+Text = TypeVar("Text", bound=str)
 
 _SHORT = reprlib.Repr()  # shows a few levels and elements of what may be nested without end
 _SHORT.maxstring = 60
 
 
 def read_json(file: Path, error: type[FlashVLError] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a file. Raises `error` if there is none."""
+    """The JSON object in a file of at most `MAX_TEXT_BYTES`. Raises `error` if there is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(file, MAX_TEXT_BYTES).decode("utf-8"))
     except FileNotFoundError as cause:
         raise error(f"{file.parent} has no {file.name}; it is not a model's folder") from cause
     except OSError as cause:
@@ -83,7 +88,7 @@ class Reader:
             raise self._wrong(key, value, "a text")
         return value
 
-    def choice(self, key: str, choices: tuple[str, ...], default: str | None = None) -> str:
+    def choice(self, key: str, choices: tuple[Text, ...], default: Text | None = None) -> Text:
         value = self._get(key, default)
         if value not in choices:
             raise self._wrong(key, value, "one of " + ", ".join(choices))

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 BAR = 20  # letters of a progress bar
-TEXT = 58  # letters beside it
+TEXT = 56  # letters beside it; a line of both fits into 80 columns
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -20,7 +20,8 @@ BOTTOM = {"errors", "reading", "config"}
 ARROWS = {
     "errors": set(),
     "terminal": set(),
-    "reading": {"errors"},
+    "storage": set(),
+    "reading": {"errors", "storage"},
     "config": {"errors", "reading"},
     "device": {"errors", "config"},
     "model": BOTTOM,
@@ -30,9 +31,19 @@ ARROWS = {
     "fast": {"errors", "model", "checkpoint", "generation"},
     "chat": {"errors", "config", "device", "input", "model", "checkpoint", "generation", "fast"},
     "training": {"errors", "reading", "terminal", "checkpoint"},
-    "nano": BOTTOM | {"terminal", "device", "input", "model", "chat", "training"},
+    "nano": {"errors", "config", "terminal", "device", "input", "model", "chat", "training"},
     "tools": BOTTOM
-    | {"terminal", "device", "model", "input", "checkpoint", "generation", "fast", "chat"},
+    | {
+        "terminal",
+        "storage",
+        "device",
+        "model",
+        "input",
+        "checkpoint",
+        "generation",
+        "fast",
+        "chat",
+    },
     "cli": {"errors", "config", "tools"},
 }
 

@@ -54,4 +54,4 @@ def print_pieces(pieces: Iterable[str]) -> None:
 def read_line() -> str:
     """The next question; the sign for it goes to standard error, which answers never use."""
     print("> ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip()
+    return "" if sys.stdin is None else sys.stdin.readline().strip()

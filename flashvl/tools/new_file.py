@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .. import storage
 from ..errors import ArgumentError
+from ..reading import one_line
 
 
 def check_new(file: Path, option: str) -> None:
@@ -12,7 +14,7 @@ def check_new(file: Path, option: str) -> None:
     try:
         there, folder = file.exists(), file.parent.is_dir()
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{option} {file} cannot be a file: {error}") from error
+        raise ArgumentError(f"{option} {file} cannot be a file: {one_line(error)}") from error
     if there:
         raise ArgumentError(_taken(file, option))
     if not folder:
@@ -20,14 +22,13 @@ def check_new(file: Path, option: str) -> None:
 
 
 def write_new(file: Path, option: str, content: bytes) -> None:
-    """A new file. Raises `ArgumentError` if there is one by now, or it cannot be written."""
+    """A new file, whole. Raises `ArgumentError` if there is one by now, or it cannot be written."""
     try:
-        with file.open("xb") as opened:
-            opened.write(content)
+        storage.write_new(file, content)
     except FileExistsError as error:
         raise ArgumentError(_taken(file, option)) from error
     except (OSError, ValueError) as error:
-        raise ArgumentError(f"{file} cannot be written: {error}") from error
+        raise ArgumentError(f"{file} cannot be written: {one_line(error)}") from error
 
 
 def _taken(file: Path, option: str) -> str:
