@@ -183,6 +183,7 @@ class FlashVL:
             raise ArgumentError(
                 f"quantize must be {' or '.join(QUANTIZATIONS)} or None, found {quantize!r}"
             )
+        _check_fast_paths(quantize is not None)
         stored_as = choose_dtype(dtype, device)
         folder = find_model(name, revision)
         headers = read_headers(folder)
@@ -218,6 +219,7 @@ class FlashVL:
         Compiling happens at the first answers and takes a minute or so; see `fast/compiled.py`.
         Raises `ArgumentError` for int8 weights on a CPU.
         """
+        _check_fast_paths(True)
         from .fast.compiled import compile_model
 
         self.begin_decode = compile_model(self.model)
@@ -243,3 +245,9 @@ class FlashVL:
             origin=self.folder,
             dtype=dtype,
         )
+
+
+def _check_fast_paths(wanted: bool) -> None:
+    """Raises `ArgumentError` if something of the folder is wanted that was deleted."""
+    if wanted and not HAS_FAST_PATHS:
+        raise ArgumentError("int8 weights and torch.compile need the folder flashvl/fast")

@@ -1,4 +1,4 @@
-"""Files of people: opened only if they are files, read up to a bound, written whole or not at all."""
+"""Files on disk: opened only if they are files, read up to a bound, written whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Random small checkpoints in the published layout, made of transformers' own modules.
 
 The published names are written out here once more, from the reference of the published files and
-not from `flashvl.names`, so that a mistake there cannot hide.
+not from `flashvl.checkpoint.tensor_names`, so that a mistake there cannot hide.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def make_checkpoint(folder: Path, **sizes: Any) -> Reference:
     torch.manual_seed(spec.seed)
     tower, compressor, decoder = build_modules(spec, config)
     for module in (tower, compressor, decoder):
-        randomise(module, spec.dtype)
+        randomize(module, spec.dtype)
     tensors = published_tensors(spec, tower, compressor, decoder)
     write_tensors(folder, {k: v.to(spec.dtype) for k, v in tensors.items()}, spec.shards)
     if spec.config_by_library:
@@ -197,7 +197,7 @@ def build_modules(
 
 
 @torch.no_grad()
-def randomise(module: nn.Module, dtype: torch.dtype) -> None:
+def randomize(module: nn.Module, dtype: torch.dtype) -> None:
     """Random values in every tensor, exact in `dtype`: no norm of ones, no bias of zeros.
 
     The sizes of the values keep greedy answers from repeating one token.

@@ -47,7 +47,7 @@ def in_shards(folder: Path) -> dict[str, str]:
 
 
 def assert_same_weights(one: FlashVL, two: FlashVL) -> None:
-    ours, theirs = one.state_dict(), two.state_dict()
+    ours, theirs = one.model.state_dict(), two.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 

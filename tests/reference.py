@@ -54,8 +54,8 @@ class Reference:
         return self.spec.side - 2 * self.spec.margin
 
     def grid(self, image: Image.Image) -> tuple[int, int]:
-        most = self.spec.assumptions.get("max_tiles", MAX_TILES[self.spec.kind])
-        return closest_grid(image.width, image.height, self.core * self.spec.patch, most)
+        max_tiles = self.spec.assumptions.get("max_tiles", MAX_TILES[self.spec.kind])
+        return closest_grid(image.width, image.height, self.core * self.spec.patch, max_tiles)
 
     def pixels(self, image: Image.Image) -> Tensor:
         """(tiles, 3, height, width): the grid's tiles row by row, then the thumbnail if several."""
@@ -66,7 +66,7 @@ class Reference:
         return torch.stack(tiles)
 
     def _cut(self, image: Image.Image, rows: int, columns: int) -> list[Tensor]:
-        """The processor resizes and normalises the whole canvas; then windows are cut from it."""
+        """The processor resizes and normalizes the whole canvas; then windows are cut from it."""
         core = self.core * self.spec.patch
         margin = 0 if self.stitching == "none" else self.spec.margin * self.spec.patch
         size = {"height": rows * core, "width": columns * core}
@@ -164,10 +164,11 @@ class Reference:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def closest_grid(width: int, height: int, cell: int, most: int) -> tuple[int, int]:
+def closest_grid(width: int, height: int, cell: int, max_tiles: int) -> tuple[int, int]:
     """(rows, columns) nearest in aspect ratio, in exact fractions; a tie goes to the larger grid
     for which the picture has more than half of the pixels, else to the smallest."""
-    grids = [(r, c) for r in range(1, most + 1) for c in range(1, most + 1) if r * c <= most]
+    counts = range(1, max_tiles + 1)
+    grids = [(r, c) for r in counts for c in counts if r * c <= max_tiles]
     distance = {g: abs(Fraction(g[1], g[0]) - Fraction(width, height)) for g in grids}
     nearest = [g for g in grids if distance[g] == min(distance.values())]
     nearest.sort(key=lambda g: (g[0] * g[1], g))

@@ -109,6 +109,5 @@ def open_safetensors(file: Path, framework: str = "pt") -> Iterator[safe_open]:
             yield tensors
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file.name} is damaged or cut short ({one_line(error)}); "
-            "download or copy it again"
+            f"{file.name} is damaged or cut short ({one_line(error)}); download or copy it again"
         ) from error

@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import CheckpointError, DownloadError
-from ..reading import one_line
 from .files import Headers, TensorHeader, tensor_files
 
 # Everything that loading needs; code and pickle files of a repository are never fetched.
@@ -173,5 +172,5 @@ def _full_commit(repository: str, revision: str | None) -> str | None:
     commits = api.list_repo_commits(repository)
     matches = [commit.commit_id for commit in commits if commit.commit_id.startswith(revision)]
     if not matches:
-        raise DownloadError(f"{repository} has no commit {revision} any more; name another revision")
+        raise DownloadError(f"{repository} has no commit {revision}; name another revision")
     return matches[0]

@@ -1,4 +1,4 @@
-"""A checkpoint's config as its files say it: config.json, its companions, and the tensors' headers."""
+"""A checkpoint's config as its files say it: config.json, its companions, the tensors' headers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ def fit_to_tensors(published: Mapping[str, Any], headers: Headers) -> dict[str, 
     vision, decoder = published.get("vision_config"), published.get("llm_config")
     stated = published.get("assumptions")
     assumed = published["assumptions"] = {} if stated is None else stated
-    if not all(isinstance(part, dict) for part in (vision, decoder, assumed)):
+    if (
+        not isinstance(vision, dict)
+        or not isinstance(decoder, dict)
+        or not isinstance(assumed, dict)
+    ):
         return published  # `FlashVLConfig.from_dict` says what is wrong
     if isinstance(vision.get("vision_config"), dict):
         vision = vision["vision_config"]

@@ -78,7 +78,9 @@ class CompiledDecode:
 
     def _cache_for(self, cache: KVCache, context: int) -> StaticCache:
         rows = power_of_two(cache.keys.shape[1])
-        capacity = min(max(MIN_CAPACITY, power_of_two(cache.capacity)), context)
+        capacity = max(MIN_CAPACITY, power_of_two(cache.capacity))
+        if cache.capacity <= context:  # more is needed where a long prompt pads a long answer
+            capacity = min(capacity, context)
         key = (rows, capacity, cache.keys.dtype, cache.keys.device)
         if key not in self._caches:
             self._caches[key] = StaticCache(cache, rows, capacity)

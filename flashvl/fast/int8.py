@@ -55,6 +55,9 @@ class Int8Linear(nn.Module):
     (..., D) -> (..., width) in the same dtype.
     """
 
+    weight: Tensor  # (width, D) int8
+    scale: Tensor  # (width) float32
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight, scale = to_int8(linear.weight.detach())

@@ -61,11 +61,12 @@ def read_prompt(
     """
     tokens, context = prompt.input_ids.shape[1], model.config.decoder.context
     check_length(tokens, context)
+    limit = min(sampling.max_new_tokens, context - tokens)
     cache = cache or new_cache(model)
-    cache.reserve(tokens)
+    # A row of a batch answers in the joint cache.
+    cache.reserve(tokens + limit if number is None else tokens)
     new_ids = prompt.input_ids[:, cache.length :]  # (1, T - length)
     logits = model(new_ids, prompt.pixels, prompt.grids, cache=cache, logits_at=LAST)  # (1, 1, V)
-    limit = min(sampling.max_new_tokens, context - tokens)
     generator = new_generator(sampling, model.device)
     return Row(logits[:, -1], cache, text_ids(prompt.input_ids), limit, generator, number)
 

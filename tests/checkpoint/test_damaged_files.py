@@ -197,8 +197,8 @@ def loads_or_refuses(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*SMALL_FILES, "tokenizer.json"])
-def test_mutated_json_files_give_a_model_or_an_error(model, tmp_path, name):
-    model.save_pretrained(tmp_path)
+def test_mutated_json_files_give_a_model_or_an_error(flash, tmp_path, name):
+    flash.save_pretrained(tmp_path)
     content = json.loads((tmp_path / name).read_text())
     content.pop("architectures", None)
 

@@ -15,20 +15,21 @@ from threading import Thread
 import pytest
 from tiny import tiny_model
 
+from flashvl.checkpoint.hub import find_model, published_models, weights_folder
 from flashvl.errors import DownloadError
-from flashvl.hub import find_model, published_models, weights_folder
 
 PINNED = "FlashVL/FlashVL-2B-Static"
 COMMIT = published_models()[PINNED]["revision"].ljust(40, "0")
-REPOSITORIES = (PINNED, "someone/tiny", "someone/cut-off")
+REPOSITORIES = (PINNED, "someone/tiny", "someone/cut-off", "someone/torchless")
 # Loads each [name, revision] and prints the outcome as one line of JSON.
 LOAD = """
 import json, sys
 from flashvl import FlashVL, FlashVLError
 for name, revision in json.loads(sys.argv[1]):
     try:
-        model = FlashVL.from_pretrained(name, revision=revision, device="cpu")
-        outcome = {"folder": str(model.folder), "weight": model.decoder.norm.weight.sum().item()}
+        flash = FlashVL.from_pretrained(name, revision=revision, device="cpu")
+        weight = flash.model.decoder.norm.weight.sum().item()
+        outcome = {"folder": str(flash.folder), "weight": weight}
     except FlashVLError as error:
         outcome = {"error": type(error).__name__, "message": str(error)}
     print(json.dumps(outcome))
@@ -118,13 +119,13 @@ def hub(tmp_path_factory, asked) -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.fixture(scope="module")
-def loads(hub, tmp_path_factory):
-    """A function: loads names in a process of its own, with the server as its hub."""
+def run(hub, tmp_path_factory):
+    """A function: runs a program in a process of its own, with the server as its hub."""
     home = tmp_path_factory.mktemp("home")
 
-    def run(*names: tuple[str, str | None], **environment: str) -> list[dict]:
+    def run(program: str, *arguments: str, **environment: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", LOAD, json.dumps(names)],
+            [sys.executable, "-c", program, *arguments],
             env=os.environ
             | {
                 "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_address[1]}",
@@ -133,7 +134,7 @@ def loads(hub, tmp_path_factory):
                 "HF_HUB_OFFLINE": "0",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "NO_PROXY": "127.0.0.1",
-                "PYTHONPATH": str(Path(__file__).parent.parent),
+                "PYTHONPATH": str(Path(__file__).parent.parent.parent),
             }
             | environment,
             capture_output=True,
@@ -142,9 +143,21 @@ def loads(hub, tmp_path_factory):
             timeout=300,
         )
         assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="module")
+def loads(run):
+    """A function: loads names, by that hub."""
+
+    def load(*names: tuple[str, str | None], **environment: str) -> list[dict]:
+        return [
+            json.loads(line) for line in run(LOAD, json.dumps(names), **environment).splitlines()
+        ]
+
+    return load
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +233,20 @@ def test_a_name_that_no_repository_can_have_is_refused_at_once(name):
 def test_the_embedded_model_and_folders_need_no_hub(tmp_path):
     assert find_model("nano") == weights_folder() / "nano"
     assert find_model(tmp_path) == find_model(str(tmp_path)) == tmp_path
+
+
+DOWNLOAD = """
+import sys
+from flashvl.checkpoint.files import read_headers
+from flashvl.checkpoint.hub import download, find_model
+folder = download(sys.argv[1])
+assert find_model(sys.argv[1]) == folder
+print(*read_headers(folder))
+assert "torch" not in sys.modules
+"""
+
+
+def test_a_download_and_the_reading_of_headers_do_without_torch(run):
+    names = [name for name, _ in tiny_model("static").model.named_parameters()]
+    headers = run(DOWNLOAD, "someone/torchless").split()
+    assert len(headers) == len(set(headers)) == len(names)

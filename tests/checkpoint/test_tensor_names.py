@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from flashvl.names import COMPRESSOR_AND_DECODER, VISION, our_name, published_name
+from flashvl.checkpoint.tensor_names import (
+    COMPRESSOR_AND_DECODER,
+    VISION,
+    our_name,
+    published_name,
+)
 
 
 @pytest.mark.parametrize("architecture", VISION)
@@ -16,9 +21,9 @@ def test_the_table_is_one_to_one(architecture):
 
 
 @pytest.mark.parametrize("prefix", ["vit.", "vit.model.", ""])
-def test_every_parameter_goes_there_and_back(any_model, prefix):
-    architecture = any_model.config.vision.architecture
-    names = [name for name, _ in any_model.named_parameters()]
+def test_every_parameter_goes_there_and_back(any_flash, prefix):
+    architecture = any_flash.config.vision.architecture
+    names = [name for name, _ in any_flash.model.named_parameters()]
     theirs = [published_name(name, architecture, prefix) for name in names]
     assert len(set(theirs)) == len(names)
     assert not set(theirs) & set(names)

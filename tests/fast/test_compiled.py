@@ -1,34 +1,47 @@
 """Compiled parts beside eager ones: no graph breaks, no recompilation, the same numbers.
 
 How often something is compiled is counted with the backend that runs what dynamo caught as it
-is, for that is quick; one run end to end is by inductor. Every part is compiled `fullgraph=True`,
-so that a graph break is an error and fails the test.
+is, for that is quick; two runs end to end are by inductor. Every part is compiled
+`fullgraph=True`, so that a graph break is an error and fails the test.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import picture, teach_answer, tiny_model, user
 
-from flashvl import FlashVL, compiling, quantising
-from flashvl.cache import KVCache
+from flashvl import FlashVL
 from flashvl.cli import main
-from flashvl.compiling import CompiledSteps, StaticCache, compile_model, decode_static
-from flashvl.config_parts import DecoderConfig
-from flashvl.cpu import fit_to_cpu
-from flashvl.errors import ArgumentError, CheckpointError, DeviceError, device_failure_as_error
-from flashvl.generate import Steps, decode_one_token, prefill
-from flashvl.quantising import Int8Linear
+from flashvl.config import DecoderConfig
+from flashvl.device import device_failure_as_error
+from flashvl.errors import ArgumentError, CheckpointError, DeviceError
+from flashvl.fast import compiled as fast_compiled
+from flashvl.fast import int8
+from flashvl.fast.compiled import (
+    CompiledDecode,
+    StaticCache,
+    compile_model,
+    decode_static,
+    power_of_two,
+)
+from flashvl.fast.cpu import fit_to_cpu
+from flashvl.fast.int8 import Int8Linear, quantize_decoder
+from flashvl.generation.generate import begin_decode, generate, read_prompt
+from flashvl.generation.sampling import Sampling
+from flashvl.model.cache import KVCache
+from flashvl.model.recording import INPUT, recorded
 from flashvl.tools.parity import difference
 
-NANO = Path(__file__).parent.parent / "weights" / "nano"
+NANO = Path(__file__).parent.parent.parent / "weights" / "nano"
 QUESTION = "What is in the picture?"
 TOLERANCE = 1e-5  # relative: sums of float32 in another order
 
@@ -53,10 +66,17 @@ def backend(monkeypatch) -> None:
     monkeypatch.setattr(torch, "compile", with_eager)
 
 
-def compiled(model: FlashVL) -> FlashVL:
-    model.compile()
-    assert type(model.steps) is CompiledSteps
-    return model
+def compiled(flash: FlashVL) -> FlashVL:
+    flash.compile()
+    assert type(flash.begin_decode) is CompiledDecode
+    return flash
+
+
+def endless(kind: str = "iss") -> tuple[FlashVL, FlashVL]:
+    """The same model plain and compiled; no token ends their answers."""
+    plain, flash = tiny_model(kind), compiled(tiny_model(kind))
+    plain.stop_ids = flash.stop_ids = frozenset()
+    return plain, flash
 
 
 def graphs() -> int:
@@ -78,37 +98,40 @@ PAIRS = [
 ]
 
 
+def warm_up(flash: FlashVL) -> None:
+    """Answers after which tower and prefill are compiled for any number of tiles and tokens."""
+    for number in (0, 1, 3):  # one tile alone is a shape of its own
+        flash.chat(*PAIRS[number], max_new_tokens=3)
+
+
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("kind", ["iss", "dynamic", "static"])
 def test_after_warming_up_nothing_is_compiled_again(kind):
     """Other prompt lengths, tile counts, lengths of answers; the answers are eager's."""
-    plain, model = tiny_model(kind), compiled(tiny_model(kind))
-    plain.stop_ids = model.stop_ids = frozenset()
-    for number in (0, 1, 3):  # one tile alone is a shape of its own
-        model.chat(*PAIRS[number], max_new_tokens=3)
+    plain, flash = endless(kind)
+    warm_up(flash)
     assert graphs() >= 3  # tower, prefill, decode
     before = graphs()
     with no_recompilation():
         for number, (image, messages) in enumerate(PAIRS):
             options = {"max_new_tokens": 2 + 3 * number}
-            assert model.chat(image, messages, **options) == plain.chat(image, messages, **options)
+            assert flash.chat(image, messages, **options) == plain.chat(image, messages, **options)
         for size in ((16, 90), (50, 50), (90, 30)):
-            model.chat(picture(*size), user("Which?"), max_new_tokens=2)
+            flash.chat(picture(*size), user("Which?"), max_new_tokens=2)
     assert graphs() == before
 
 
 @pytest.mark.usefixtures("backend")
 def test_nor_in_rounds_of_a_conversation():
-    plain, model = tiny_model(), compiled(tiny_model())
-    plain.stop_ids = model.stop_ids = frozenset()
-    warm = model.start(picture())
+    plain, flash = endless()
+    warm = flash.start(picture())
     warm.ask("One?", max_new_tokens=4)
     warm.ask("Two?", max_new_tokens=4)  # prefill after something in the cache has a mask
     for sizes in ((20, 20), (40, 20), (60, 20)):
-        model.chat(picture(*sizes), user(), max_new_tokens=2)
+        flash.chat(picture(*sizes), user(), max_new_tokens=2)
     before = graphs()
     with no_recompilation():
-        ours, theirs = model.start(picture(20, 60)), plain.start(picture(20, 60))
+        ours, theirs = flash.start(picture(20, 60)), plain.start(picture(20, 60))
         for number, question in enumerate(("What?", "And then\nwhat?", "🔴", "Or this: " * 4)):
             options = {"max_new_tokens": 3 + number}
             assert ours.ask(question, **options) == theirs.ask(question, **options)
@@ -116,17 +139,73 @@ def test_nor_in_rounds_of_a_conversation():
     assert graphs() == before
 
 
+# Batches: rows of the static cache are powers of two.
+
+
+@pytest.fixture(scope="module")
+def stop_ids() -> frozenset[int]:
+    """An id at which the rows of a batch of `PAIRS` end one after the other."""
+    flash, sampling = tiny_model(), Sampling(max_new_tokens=12)
+    rows = [read_prompt(flash.model, flash.prepare(*pair), sampling) for pair in PAIRS]
+    for _ in generate(flash.model, rows, sampling, stop_ids=()):
+        pass
+    lengths = {
+        token_id: {row.ids.index(token_id) for row in rows if token_id in row.ids}
+        for token_id in rows[0].ids
+    }
+    chosen = max(lengths, key=lambda token_id: len(lengths[token_id]))
+    assert len(lengths[chosen]) >= 5
+    return frozenset([chosen])
+
+
+@pytest.mark.usefixtures("backend")
+def test_batches_are_answered_as_eager_answers_them(stop_ids):
+    """Of any number of rows, which leave one after the other; each shape is compiled once."""
+    plain, flash = endless()
+    warm_up(flash)
+    before = graphs()
+    for rows in (2, 4, 8):
+        flash.chat_batch((PAIRS + PAIRS)[:rows], max_new_tokens=2)
+    assert graphs() == before + 3
+    plain.stop_ids = flash.stop_ids = stop_ids
+    with no_recompilation():
+        for rows in (1, 2, 3, 5, 6):
+            for pairs in (PAIRS[:rows], PAIRS[::-1][:rows]):
+                answers = flash.chat_batch(pairs, max_new_tokens=12)
+                assert answers == plain.chat_batch(pairs, max_new_tokens=12)
+        drawn = dict(do_sample=True, temperature=2.0, seed=3, max_new_tokens=12)
+        answers = flash.chat_batch(PAIRS, **drawn)
+        assert answers == plain.chat_batch(PAIRS, **drawn)
+    assert graphs() == before + 3
+    assert {rows for rows, *_ in flash.begin_decode._caches} == {1, 2, 4, 8}
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_batch_whose_cache_is_longer_than_the_context():
+    """A long prompt pads the row of a short one, whose answer is long."""
+    plain, flash = endless()
+    context = plain.config.decoder.context
+    pairs = [(None, user("a b " * 100)), (None, user("?"))]
+    tokens = [plain.prepare(*pair).input_ids.shape[1] for pair in pairs]
+    assert context / 2 < tokens[0] < context
+    for length in (1, context // 2, 10**6):
+        answers = flash.chat_batch(pairs, max_new_tokens=length)
+        assert answers == plain.chat_batch(pairs, max_new_tokens=length)
+    capacities = {capacity for _, capacity, *_ in flash.begin_decode._caches}
+    assert max(capacities) == power_of_two(tokens[0] + context - tokens[1]) > context
+
+
 @pytest.mark.usefixtures("backend")
 def test_answers_in_turns_do_not_mix():
     """Two streams at once share one static cache, which follows the one that is asked."""
-    plain, model = tiny_model(), compiled(tiny_model())
-    plain.stop_ids = model.stop_ids = frozenset()
+    plain, flash = endless()
     for image, messages in PAIRS[:2]:
-        model.chat(image, messages, max_new_tokens=3)
+        flash.chat(image, messages, max_new_tokens=3)
+    flash.start(PAIRS[0][0]).ask("One?", max_new_tokens=3)
     before = graphs()
     with no_recompilation():
-        streams = [model.stream(*pair, max_new_tokens=12) for pair in PAIRS[:3]]
-        conversation, other = model.start(PAIRS[0][0]), model.start(None)
+        streams = [flash.stream(*pair, max_new_tokens=12) for pair in PAIRS[:3]]
+        conversation, other = flash.start(PAIRS[0][0]), flash.start(None)
         streams += [
             conversation.stream("a b", max_new_tokens=9),
             other.stream("是", max_new_tokens=9),
@@ -152,175 +231,220 @@ def test_answers_in_turns_do_not_mix():
 
 @pytest.mark.usefixtures("backend")
 def test_each_capacity_is_compiled_once(monkeypatch):
-    """Capacities are powers of two from the least on, and the context at most."""
-    monkeypatch.setattr(compiling, "LEAST_CAPACITY", 64)
-    plain, model = tiny_model(), compiled(tiny_model())
-    plain.stop_ids = model.stop_ids = frozenset()
+    """Capacities are powers of two from a minimum on, and the context at most."""
+    monkeypatch.setattr(fast_compiled, "MIN_CAPACITY", 64)
+    plain, flash = endless()
     for tokens in (5, 5 + 64, 5 + 128, 10**9):
-        model.chat(None, user("?"), max_new_tokens=tokens)
-    assert {capacity for capacity, *_ in model.steps._caches} == {64, 128, 256, 512}
+        flash.chat(None, user("?"), max_new_tokens=tokens)
+    assert {capacity for _, capacity, *_ in flash.begin_decode._caches} == {64, 128, 256, 512}
     with no_recompilation():
         for tokens in (10**9, 7, 100, 40, 160, 1):
             options = {"max_new_tokens": tokens}
-            assert model.chat(None, user("!"), **options) == plain.chat(None, user("!"), **options)
-    assert {capacity for capacity, *_ in model.steps._caches} == {64, 128, 256, 512}
+            assert flash.chat(None, user("!"), **options) == plain.chat(None, user("!"), **options)
+    assert {capacity for _, capacity, *_ in flash.begin_decode._caches} == {64, 128, 256, 512}
 
 
 @pytest.mark.usefixtures("backend")
 def test_an_answer_that_was_not_finite_leaves_nothing_behind():
     """A masked place counts 0 times, but 0 times what is not a number is not a number."""
-    model = compiled(tiny_model())
-    ids = teach_answer(model, "It:是🔴!")
-    wanted = model.chat(None, user("?"))
-    sound = model.decoder.embedding.weight[ids[2]].clone()
+    flash = compiled(tiny_model())
+    ids = teach_answer(flash, "It:是🔴!")
+    wanted = flash.chat(None, user("?"))
+    embedding = flash.model.decoder.embedding.weight
+    sound = embedding[ids[2]].clone()
     with torch.no_grad():
-        model.decoder.embedding.weight[ids[2]] = torch.nan
+        embedding[ids[2]] = torch.nan
         with pytest.raises(CheckpointError, match="finite"):
-            model.chat(None, user("a longer question"))
-        model.decoder.embedding.weight[ids[2]] = sound
-    assert model.chat(None, user("?")) == wanted
+            flash.chat(None, user("a longer question"))
+        embedding[ids[2]] = sound
+    assert flash.chat(None, user("?")) == wanted
 
 
 @pytest.mark.usefixtures("backend")
 def test_int8_weights_in_plain_torch_are_compiled_too(monkeypatch):
-    monkeypatch.setattr(quantising, "has_fbgemm", lambda: False)
-    plain, model = tiny_model(), tiny_model()
-    for one in (plain, model):
-        quantising.quantise(one)
-    compiled(model)
+    monkeypatch.setattr(int8, "has_fbgemm", lambda: False)
+    plain, flash = tiny_model(), tiny_model()
+    for one in (plain, flash):
+        quantize_decoder(one.model)
+    compiled(flash)
     for image, messages in PAIRS[:2]:
         options = {"max_new_tokens": 5}
-        assert model.chat(image, messages, **options) == plain.chat(image, messages, **options)
-    assert any(isinstance(module, Int8Linear) for module in model.modules())
+        assert flash.chat(image, messages, **options) == plain.chat(image, messages, **options)
+    assert any(isinstance(module, Int8Linear) for module in flash.model.modules())
 
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("arithmetic", [False, True])
 def test_a_model_fitted_to_the_cpu_is_compiled_too(arithmetic):
     """What `flashvl chat --compile` does with a large bfloat16 model where there is no GPU."""
-    plain, model = tiny_model().bfloat16(), tiny_model().bfloat16()
-    for one in (plain, model):
-        fit_to_cpu(one, arithmetic)
-    compiled(model)
-    with torch.inference_mode():
-        _, ours = model.embed_prompt(picture(), user())
-        _, theirs = plain.embed_prompt(picture(), user())
-        assert difference("embeddings", ours, theirs).relative <= 2**-7
-    assert model.chat(picture(), user(), max_new_tokens=4)
+    plain, flash = tiny_model(), tiny_model()
+    for one in (plain, flash):
+        fit_to_cpu(one.model.bfloat16(), arithmetic)
+    compiled(flash)
+    prompt, seen = plain.prepare(picture(), user()), []
+    for one in (plain, flash):
+        parts = ["compressor.output", f"decoder.head{INPUT}"]
+        with torch.inference_mode(), recorded(one.model, parts) as outputs:
+            one.model(*prompt)
+        seen.append(outputs.values())
+    (tokens, hidden), (wanted_tokens, wanted_hidden) = seen
+    assert difference("image tokens", tokens, wanted_tokens).relative <= 2**-7
+    assert difference("hidden states", hidden, wanted_hidden).relative <= 2**-5
+    assert flash.chat(picture(), user(), max_new_tokens=4)
 
 
 # The static cache.
 
 
-def filled_cache(config: DecoderConfig, tokens: int, capacity: int) -> KVCache:
-    cache = KVCache(config, capacity)
-    cache.keys.normal_()
-    cache.values.normal_()
-    cache.length = tokens
-    return cache
+def filled_cache(config: DecoderConfig, lengths: Sequence[int], capacity: int) -> KVCache:
+    """Rows of these lengths side by side, with random keys and values; one row has no padding."""
+    caches = []
+    for length in lengths:
+        cache = KVCache(config, length)
+        cache.keys.normal_()
+        cache.values.normal_()
+        cache.length = length
+        caches.append(cache)
+    if len(caches) > 1:
+        return KVCache.side_by_side(config, caches, capacity)
+    caches[0].reserve(capacity)
+    return caches[0]
 
 
+@pytest.mark.parametrize("lengths", [(5,), (5, 2, 4), (1, 5)])
 @torch.inference_mode()
-def test_a_static_cache_takes_over_and_hands_on(model):
-    config = model.config.decoder
-    cache = filled_cache(config, 5, 9)
-    static = StaticCache(cache, 16)
-    shape = (config.layers, 1, config.key_value_heads, 16, config.head_width)
+def test_a_static_cache_takes_over_and_hands_on(flash, lengths):
+    config, length, rows = flash.config.decoder, max(lengths), len(lengths)
+    cache = filled_cache(config, lengths, 9)
+    static = StaticCache(cache, rows=4, capacity=16)
+    shape = (config.layers, 4, config.key_value_heads, 16, config.head_width)
     assert static.keys.shape == static.values.shape == shape
+    static.keys.fill_(torch.nan)  # of an answer before
+    static.padding.fill_(3)
     static.load(cache)
-    assert torch.equal(static.keys[:, :, :, :5], cache.keys[:, :, :, :5])
-    assert torch.equal(static.values[:, :, :, :5], cache.values[:, :, :, :5])
-    assert not static.keys[:, :, :, 5:].any()
-    assert not static.values[:, :, :, 5:].any()
-    static.position.fill_(5)
-    new = torch.randn(2, config.layers, 1, config.key_value_heads, 1, config.head_width)
+    assert static.padding.tolist() == [length - one for one in lengths] + [0] * (4 - rows)
+    assert static.position.tolist() == [length]
+    for ours, theirs in ((static.keys, cache.keys), (static.values, cache.values)):
+        assert torch.equal(ours[:, :rows, :, :length], theirs[:, :, :, :length])
+        assert not ours[:, :, :, length:].any()
+        assert not ours[:, rows:].any()
+    new = torch.randn(2, config.layers, 4, config.key_value_heads, 1, config.head_width)
     for layer in range(config.layers):
         keys, values = static.append(layer, new[0, layer], new[1, layer])
         assert keys.shape == values.shape == shape[1:]
-        assert torch.equal(keys[:, :, 5:6], new[0, layer])
-        assert torch.equal(values[:, :, 5:6], new[1, layer])
-        assert not keys[:, :, 6:].any()
+        assert torch.equal(keys[:, :, length : length + 1], new[0, layer])
+        assert torch.equal(values[:, :, length : length + 1], new[1, layer])
+        assert not keys[:, :, length + 1 :].any()
     static.advance(1)
-    before = cache.keys[:, :, :, :5].clone()
+    before = cache.keys[:, :, :, :length].clone()
     static.store(cache)
-    assert cache.length == 6
-    assert torch.equal(cache.keys[:, :, :, :5], before)
-    assert torch.equal(cache.keys[:, :, :, 5:6], new[0])
-    assert torch.equal(cache.values[:, :, :, 5:6], new[1])
+    assert cache.length == length + 1
+    assert torch.equal(cache.keys[:, :, :, :length], before)
+    assert torch.equal(cache.keys[:, :, :, length : length + 1], new[0, :, :rows])
+    assert torch.equal(cache.values[:, :, :, length : length + 1], new[1, :, :rows])
 
 
-@pytest.mark.parametrize("tokens", [1, 6, 15])
+@pytest.mark.parametrize("lengths", [(5,), (5, 2, 4), (1, 5)])
 @torch.inference_mode()
-def test_decoding_with_it_is_decoding_without(model, tokens):
-    """Whatever stands in the places that are not filled."""
-    decoder = model.decoder
-    cache, other = (KVCache(decoder.config, 16) for _ in range(2))
-    prompt = torch.randn(1, tokens, decoder.config.width)
-    for one in (cache, other):
-        prefill(decoder, prompt, one)
-    static = StaticCache(cache, 16)
+def test_it_says_what_the_growing_cache_says(flash, lengths):
+    """Where the next token stands and what it sees, at the first step and at those after it."""
+    rows = len(lengths)
+    cache = filled_cache(flash.config.decoder, lengths, 12)
+    static = StaticCache(cache, rows=4, capacity=16)
     static.load(cache)
-    static.keys[:, :, :, tokens:] = 1e4 * torch.randn(())
-    static.values[:, :, :, tokens:] = 1e4
-    for step in range(min(4, 16 - tokens)):
-        token = torch.tensor([[7 + step]])
-        static.position.fill_(cache.length)
-        logits = decode_static(decoder, token, static)
+    for _ in range(4):
+        columns = cache.length + 1
+        assert torch.equal(static.positions(1)[:rows], cache.positions(1).expand(rows, 1))
+        sees, wanted = static.mask(1), cache.mask(1)
+        assert sees.shape == (4, 1, 1, 16)
+        wanted = torch.ones(1, 1, 1, columns, dtype=torch.bool) if wanted is None else wanted
+        assert torch.equal(sees[:rows, ..., :columns], wanted.expand(rows, 1, 1, columns))
+        assert not sees[..., columns:].any()
+        static.advance(1)
+        cache.advance(1)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (6,), (15,), (6, 1, 4)])
+@torch.inference_mode()
+def test_decoding_with_it_is_decoding_without(flash, lengths):
+    """Whatever stands in the places that are not filled."""
+    config, length, rows = flash.config.decoder, max(lengths), len(lengths)
+    cache, other = filled_cache(config, lengths, 16), KVCache(config, 16, rows)
+    other.keys.copy_(cache.keys)
+    other.values.copy_(cache.values)
+    other.length, other.padding = cache.length, cache.padding
+    static = StaticCache(cache, rows=4, capacity=16)
+    static.load(cache)
+    static.keys[:, :, :, length:] = 1e4 * torch.randn(())
+    static.values[:, :, :, length:] = 1e4
+    step = begin_decode(flash.model, other)
+    for number in range(min(4, 16 - length)):
+        tokens = torch.arange(7, 7 + rows)[:, None] + number  # (B, 1)
+        static.tokens[:rows] = tokens
+        logits = decode_static(flash.model, static.tokens, static)
+        assert logits.shape == (4, config.vocabulary)
         static.store(cache)
-        wanted = decode_one_token(decoder, token, other)
-        assert difference("logits", logits, wanted).relative <= TOLERANCE
+        assert difference("logits", logits[:rows], step(tokens)).relative <= TOLERANCE
     assert cache.length == other.length
-    torch.testing.assert_close(
-        cache.keys[:, :, :, : cache.length], other.keys[:, :, :, : cache.length]
-    )
+    filled = slice(cache.length)
+    torch.testing.assert_close(cache.keys[:, :, :, filled], other.keys[:, :, :, filled])
+    torch.testing.assert_close(cache.values[:, :, :, filled], other.values[:, :, :, filled])
 
 
 @pytest.mark.parametrize(
     ("tokens", "capacity"),
-    [(1, 1024), (1024, 1024), (1025, 2048), (2048, 2048), (2049, 3000), (3000, 3000)],
+    [(1, 1024), (1024, 1024), (1025, 2048), (2048, 2048), (2049, 3000), (3000, 3000), (3001, 4096)],
 )
-def test_capacities_are_powers_of_two_within_the_context(tokens, capacity):
-    config = DecoderConfig(
-        **{**vars(tiny_model().config.decoder), "context": 3000},
-    )
-    steps = CompiledSteps()
-    static = steps._cache_for(config, KVCache(config, tokens))
-    assert static.keys.shape[3] == capacity
-    assert steps._cache_for(config, KVCache(config, tokens)) is static
+@pytest.mark.parametrize(("rows", "padded"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8)])
+def test_shapes_are_powers_of_two_within_the_context(flash, tokens, capacity, rows, padded):
+    """Beyond it only for a batch of which a row's padding and answer need more."""
+    config = dataclasses.replace(flash.config.decoder, context=3000, layers=1)
+    decode = CompiledDecode()
+    static = decode._cache_for(KVCache(config, tokens, rows), config.context)
+    assert (static.keys.shape[1], static.keys.shape[3]) == (padded, capacity)
+    assert decode._cache_for(KVCache(config, tokens, rows), config.context) is static
+
+
+def test_powers_of_two():
+    numbers = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 1024: 1024, 1025: 2048}
+    assert {number: power_of_two(number) for number in numbers} == numbers
 
 
 # What cannot be compiled.
 
 
-@pytest.mark.skipif(not quantising.has_fbgemm(), reason="torch has no fbgemm here")
+@pytest.mark.skipif(not int8.has_fbgemm(), reason="torch has no fbgemm here")
 def test_packed_int8_weights_are_refused(capsys):
-    model = FlashVL.from_pretrained("nano", device="cpu", quantize="int8")
+    flash = FlashVL.from_pretrained("nano", device="cpu", quantize="int8")
     with pytest.raises(ArgumentError, match="int8 weights on a CPU"):
-        model.compile()
-    assert type(model.steps) is Steps
+        flash.compile()
+    assert flash.begin_decode is begin_decode
     assert main(["chat", "--device", "cpu", "--quantize", "int8", "--compile", "Hello?"]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
     assert "int8" in said.err
 
 
-def test_without_a_compiler_it_says_what_to_install(model, monkeypatch, capsys):
-    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+def test_without_a_compiler_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(fast_compiled.shutil, "which", lambda name: None)
+    flash = tiny_model()
     with pytest.raises(ArgumentError, match=r"needs a C\+\+ compiler.*g\+\+"):
-        compile_model(model)
-    assert type(model.steps) is Steps
+        compile_model(flash.model)
+    with pytest.raises(ArgumentError):
+        flash.compile()
+    assert flash.begin_decode is begin_decode
     assert main(["chat", "--device", "cpu", "--compile", "Hello?"]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
 def test_the_users_own_folder_for_what_is_compiled_is_kept(monkeypatch, tmp_path):
-    model = tiny_model()
+    flash = tiny_model()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model.compile()
+    flash.compile()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "inductor")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    model.compile()
+    flash.compile()
     wanted = str(tmp_path / "cache" / "flashvl" / "compiled")
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == wanted
     assert not any(one.is_file() for one in tmp_path.rglob("*"))  # compiled when it is used
@@ -339,8 +463,25 @@ def test_what_torch_cannot_compile_is_an_error_of_one_line():
 
 # By inductor, end to end.
 
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="inductor needs a C++ compiler"
+)
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+
+@pytest.mark.slow
+@needs_compiler
+def test_inductor_answers_batches_as_eager_does(stop_ids):
+    """Three rows, which leave one after the other."""
+    plain, flash = endless()
+    plain.stop_ids = flash.stop_ids = stop_ids
+    pairs = [PAIRS[0], PAIRS[2], PAIRS[5]]
+    answers = flash.chat_batch(pairs, max_new_tokens=12)
+    assert answers == plain.chat_batch(pairs, max_new_tokens=12)
+    assert [rows for rows, *_ in flash.begin_decode._caches] == [4, 2, 1]
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_the_real_command_answers_as_eager_does(tmp_path):
     """nano, two rounds about one picture; what was compiled is kept where it is asked for."""
     image = sorted((NANO / "pictures").glob("*.png"))[0]

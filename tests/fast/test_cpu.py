@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,22 +18,25 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny import picture, user
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashvl import FlashVL, cpu
-from flashvl.cache import KVCache
-from flashvl.checkpoint import read_headers
-from flashvl.cpu import (
+from flashvl import FlashVL
+from flashvl.checkpoint.files import read_headers
+from flashvl.fast import cpu
+from flashvl.fast.cpu import (
     FEW_ROWS,
     OneRowLinear,
     WideningEmbedding,
     WideningLinear,
     fit_to_cpu,
+    narrow_product,
     stays_in_bfloat16,
 )
-from flashvl.generate import decode_one_token, prefill
+from flashvl.generation.generate import begin_decode, read_prompt
+from flashvl.generation.sampling import Sampling
 from flashvl.tools.look import look
 from flashvl.tools.parity import difference
-from flashvl.tools.trace import trace
+from flashvl.tools.trace.trace import trace
 
 # Sums of float32 in another order.
 FLOAT32_TOLERANCE = 1e-6
@@ -43,6 +47,7 @@ BFLOAT16_TOLERANCE = 0.1
 
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 70))  # D, width
 LEADING = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+DTYPES = (torch.bfloat16, torch.float32)  # of the activations, without bfloat16's widening and with
 
 
 def linear(width_in: int, width_out: int, bias: bool) -> nn.Linear:
@@ -70,6 +75,27 @@ def test_products_of_many_rows_are_those_of_float32(shape, leading, bias):
     assert within(product, widened_product(x, plain), FLOAT32_TOLERANCE)
 
 
+def rounded_once(product: torch.Tensor, x: torch.Tensor, like: nn.Linear) -> bool:
+    """Whether each number is the exact one after a rounding to bfloat16, but for float32's sums."""
+    exact = F.linear(x.double(), like.weight.double())
+    of_sums = F.linear(x.double().abs(), like.weight.double().abs())
+    assert product.shape == exact.shape
+    off = (product.double() - exact).abs()
+    return bool((off <= 2**-8 * exact.abs() + FLOAT32_TOLERANCE * of_sums).all())
+
+
+@given(SHAPES, LEADING)
+@torch.inference_mode()
+def test_narrow_products_are_right_but_for_one_rounding(shape, leading):
+    """As `F.linear`'s are, so that the two are at most a rounding apart."""
+    plain = linear(*shape, bias=False)
+    for x in (torch.randn(*leading, shape[0]).bfloat16(), torch.randn(1, 1, shape[0]).bfloat16()):
+        product = narrow_product(x, plain.weight)
+        assert product.dtype == torch.bfloat16
+        assert rounded_once(product, x, plain)
+        assert rounded_once(plain(x), x, plain)
+
+
 @given(SHAPES, st.integers(0, FEW_ROWS), st.booleans())
 @torch.inference_mode()
 def test_products_of_few_rows_are_those_of_bfloat16(shape, rows, bias):
@@ -77,7 +103,7 @@ def test_products_of_few_rows_are_those_of_bfloat16(shape, rows, bias):
     x = torch.randn(1, rows, shape[0])
     product = WideningLinear(plain)(x)
     assert product.dtype == torch.float32
-    wanted = F.linear(x.bfloat16(), plain.weight).float()
+    wanted = narrow_product(x.bfloat16(), plain.weight).float()
     if bias:
         wanted = wanted + plain.bias.float()
     assert torch.equal(product, wanted)
@@ -90,38 +116,55 @@ def test_products_straight_from_bfloat16_are_torchs_own(shape, leading, bias):
     x = torch.randn(*leading, shape[0]).bfloat16()
     product = OneRowLinear(plain)(x)
     assert product.dtype == torch.bfloat16
-    assert within(product, plain(x), 2**-7)  # sums in another order may round to a neighbour
+    assert within(product, plain(x), 2**-7)  # sums in another order may round to a neighbor
     assert within(product, widened_product(x, plain), 2**-7)
+    if x.shape[:-1].numel() > 1:
+        assert torch.equal(product, plain(x))
 
 
-def test_one_row_leaves_onednn_as_it_was():
-    layer = OneRowLinear(linear(8, 8, True))
-    row = torch.randn(1, 8).bfloat16()
-    for enabled in (True, False):
-        with torch.backends.mkldnn.flags(enabled=enabled):
-            layer(row)
-            assert torch.backends.mkldnn.enabled is enabled
-            layer(row.expand(7, 8))
-            assert torch.backends.mkldnn.enabled is enabled
-            with pytest.raises(RuntimeError):
-                layer(row[:, :5])
-            assert torch.backends.mkldnn.enabled is enabled
+class Watch(TorchDispatchMode):
+    """Notes, at every operation of torch, whether oneDNN is enabled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled: list[bool] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.enabled.append(torch.backends.mkldnn.enabled)
+        return function(*args, **(kwargs or {}))
 
 
-def test_one_row_is_multiplied_without_onednn_and_many_with_it(monkeypatch):
-    seen = []
-    plain = F.linear
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # of `flags`
+@pytest.mark.parametrize("kind", [OneRowLinear, WideningLinear])
+@pytest.mark.parametrize("enabled", [True, False])
+@torch.inference_mode()
+def test_no_flag_of_the_process_is_touched(kind, enabled):
+    """Another thread may be computing: neither during a product, nor after one that fails."""
+    layer = kind(linear(8, 8, True))
+    dtype = torch.bfloat16 if kind is OneRowLinear else torch.float32
+    with torch.backends.mkldnn.flags(enabled=enabled), Watch() as watch:
+        for rows in (1, 2, FEW_ROWS + 3):
+            layer(torch.randn(1, rows, 8, dtype=dtype))
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(1, 5, dtype=dtype))
+        assert torch.backends.mkldnn.enabled is enabled
+    assert len(watch.enabled) > 10
+    assert set(watch.enabled) == {enabled}
 
-    def watched(*arguments):
-        seen.append(torch.backends.mkldnn.enabled)
-        return plain(*arguments)
 
-    monkeypatch.setattr(cpu.F, "linear", watched)
-    layer = OneRowLinear(linear(8, 8, False))
-    with torch.backends.mkldnn.flags(enabled=True):
-        layer(torch.randn(1, 1, 8).bfloat16())
-        layer(torch.randn(1, 2, 8).bfloat16())
-    assert seen == [False, True]
+def test_two_threads_may_multiply_at_once():
+    """One row and many, fitted in both ways; each product is the one that is computed alone."""
+    layers = [OneRowLinear(linear(300, 500, True)), WideningLinear(linear(300, 500, True))]
+    inputs = [torch.randn(rows, 300, dtype=torch.float32) for rows in (1, 3, 40)]
+
+    @torch.inference_mode()
+    def products() -> list[torch.Tensor]:
+        return [layer(x.to(dtype)) for layer, dtype in zip(layers, DTYPES) for x in inputs]
+
+    alone = products()
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda _: products(), range(100)))
+    assert all(torch.equal(*pair) for some in together for pair in zip(some, alone))
 
 
 def test_an_embedding_is_widened_row_by_row():
@@ -156,17 +199,13 @@ def mappings(name: str) -> list[range]:
     return [range(int(start, 16), int(end, 16)) for start, end in ends]
 
 
-def step_logits(model: FlashVL, image, steps: int) -> list[torch.Tensor]:
+def step_logits(flash: FlashVL, image, steps: int) -> list[torch.Tensor]:
     """Logits of prefill and then of each decoded token, the same ids for every model."""
     with torch.inference_mode():
-        _, embeddings = model.embed_prompt(image, user())
-        cache = KVCache(
-            model.config.decoder, embeddings.shape[1] + steps, dtype=model.activation_dtype
-        )
-        logits = [prefill(model.decoder, embeddings, cache)]
-        for token in range(steps):
-            logits.append(decode_one_token(model.decoder, torch.tensor([[50 + token]]), cache))
-    return logits
+        row = read_prompt(flash.model, flash.prepare(image, user()), Sampling())
+        row.cache.reserve(row.cache.length + steps)
+        step = begin_decode(flash.model, row.cache)
+        return [row.logits, *(step(torch.tensor([[50 + token]])) for token in range(steps))]
 
 
 FORMS = {"head of its own": {}, "tied head, shards": {"tied": True, "shards": 2}}
@@ -182,17 +221,17 @@ def test_a_fitted_model_gives_the_logits_of_float32(tmp_path, monkeypatch, kind,
     The rest is at bfloat16's precision, and not exact: else nothing was saved.
     """
     make_checkpoint(tmp_path, kind=kind, dtype=torch.bfloat16, **FORMS[form])
-    model = fitted(tmp_path, monkeypatch, arithmetic)
+    flash = fitted(tmp_path, monkeypatch, arithmetic)
     exact = load(tmp_path, dtype="float32")
-    assert model.dtype == torch.bfloat16
-    assert model.activation_dtype == (torch.bfloat16 if arithmetic else torch.float32)
-    input_ids, pixels = model.prepare(picture(), user())
+    assert flash.model.dtype == torch.bfloat16
+    assert flash.model.activation_dtype == (torch.bfloat16 if arithmetic else torch.float32)
+    prompt = flash.prepare(picture(), user())
     with torch.inference_mode():
-        logits, wanted = model(input_ids, pixels), exact(input_ids, pixels)
-    assert logits.dtype == model.activation_dtype
+        logits, wanted = flash.model(*prompt), exact.model(*prompt)
+    assert logits.dtype == flash.model.activation_dtype
     tolerance = BFLOAT16_TOLERANCE if arithmetic else MANY_ROWS_TOLERANCE
     assert within(logits, wanted, tolerance)
-    pairs = list(zip(step_logits(model, picture(), 6), step_logits(exact, picture(), 6)))
+    pairs = list(zip(step_logits(flash, picture(), 6), step_logits(exact, picture(), 6)))
     off = [difference("logits", *pair).relative for pair in pairs]
     assert all(0 < one <= BFLOAT16_TOLERANCE for one in off), off
 
@@ -211,8 +250,8 @@ def test_weights_stay_where_they_are(tmp_path, monkeypatch, kind, tied, arithmet
         assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
         fit_to_cpu(model)
 
-    monkeypatch.setattr("flashvl.model.fit_to_cpu", watched)
-    model = fitted(tmp_path, monkeypatch, arithmetic)
+    monkeypatch.setattr(cpu, "fit_to_cpu", watched)
+    model = fitted(tmp_path, monkeypatch, arithmetic).model
     parameters = dict(model.named_parameters())
     assert parameters.keys() == places.keys()  # a tied head is no second parameter
     moved = {name for name, tensor in parameters.items() if tensor.data_ptr() != places[name]}
@@ -248,20 +287,20 @@ def test_a_fitted_model_is_saved_as_it_was(tmp_path, monkeypatch, kind, tied, ar
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_way_of_asking_works_on_a_fitted_model(tmp_path, monkeypatch, kind, arithmetic):
     make_checkpoint(tmp_path, kind=kind, dtype=torch.bfloat16)
-    model = fitted(tmp_path, monkeypatch, arithmetic)
-    model.stop_ids = frozenset()
-    answer = model.chat(picture(), user(), max_new_tokens=6)
-    assert "".join(model.stream(picture(), user(), max_new_tokens=6)) == answer
-    conversation = model.start(picture())
+    flash = fitted(tmp_path, monkeypatch, arithmetic)
+    flash.stop_ids = frozenset()
+    answer = flash.chat(picture(), user(), max_new_tokens=6)
+    assert "".join(flash.stream(picture(), user(), max_new_tokens=6)) == answer
+    conversation = flash.start(picture())
     assert conversation.ask("What is this?", max_new_tokens=6) == answer
-    assert conversation._cache.keys.dtype == model.activation_dtype
+    assert conversation._cache.keys.dtype == flash.model.activation_dtype
     assert isinstance(conversation.ask("And now?", max_new_tokens=6), str)
-    batch = model.chat_batch([(picture(), user())] * 2, max_new_tokens=6)
+    batch = flash.chat_batch([(picture(), user())] * 2, max_new_tokens=6)
     assert batch[0] == batch[1]
     # The last of fewer rows than a tile has text too.
-    assert isinstance(model.chat(None, user(""), max_new_tokens=3), str)
-    assert len(look(model, picture(), "What is this?", 4)) == 4
-    assert trace(model, picture(), "What is this?", 6)["answer"] == answer
+    assert isinstance(flash.chat(None, user(""), max_new_tokens=3), str)
+    assert len(look(flash, picture(), "What is this?", 4)) == 4
+    assert trace(flash, picture(), "What is this?", 6)["answer"] == answer
 
 
 @pytest.mark.usefixtures("always_worthwhile")
@@ -270,8 +309,8 @@ def test_trace_counts_a_fitted_model_as_any_other(tmp_path, monkeypatch, arithme
     """The operations of the same stages, and of the embedding the rows of the ids alone."""
     make_checkpoint(tmp_path, dtype=torch.bfloat16)
     of_fitted, plain = (
-        {row["name"]: row for row in trace(model, picture(), "What?", 3)["rows"]}
-        for model in (
+        {row["name"]: row for row in trace(flash, picture(), "What?", 3)["rows"]}
+        for flash in (
             fitted(tmp_path, monkeypatch, arithmetic),
             load(tmp_path, dtype="bfloat16"),
         )
@@ -287,7 +326,7 @@ def test_trace_counts_a_fitted_model_as_any_other(tmp_path, monkeypatch, arithme
 
 
 def kept(folder, **options) -> torch.dtype:
-    return load(folder, **options).dtype
+    return load(folder, **options).model.dtype
 
 
 def test_auto_keeps_large_bfloat16_alone(tmp_path, monkeypatch):
@@ -319,7 +358,7 @@ def test_one_tensor_of_another_dtype_is_enough_to_compute_in_float32(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_dtype_that_is_asked_for_is_left_alone(tmp_path, dtype):
     make_checkpoint(tmp_path, dtype=torch.bfloat16)
-    model = load(tmp_path, dtype=dtype)
+    model = load(tmp_path, dtype=dtype).model
     wanted = getattr(torch, dtype)
     assert {tensor.dtype for tensor in model.parameters()} == {wanted}
     assert model.activation_dtype == wanted
@@ -333,7 +372,7 @@ def test_nano_fitted_to_a_cpu_without_bfloat16_reads_pictures_as_well(monkeypatc
     monkeypatch.setattr(cpu, "has_bfloat16_arithmetic", lambda: False)
     nano = load("nano", dtype="float32")
     fast = load("nano")
-    assert (nano.dtype, fast.dtype) == (torch.float32, torch.bfloat16)
+    assert (nano.model.dtype, fast.model.dtype) == (torch.float32, torch.bfloat16)
     pictures = sorted((nano.folder / "pictures").glob("*.png"))
     for image in pictures[:2]:
         question = user("What is in the picture?")

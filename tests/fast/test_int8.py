@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,28 +9,30 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny import picture, tiny_model, user
+from tiny import picture, tiny_network, user
 from torch import nn
 
-from flashvl import FlashVL, quantising
+from flashvl import FlashVL, FlashVLModel
 from flashvl.cli import main
 from flashvl.errors import ArgumentError, CheckpointError
-from flashvl.image import load_image
-from flashvl.nano.scenes import scene, scoring_number
-from flashvl.quantising import (
+from flashvl.fast import int8
+from flashvl.fast.int8 import (
     CHANNELS,
-    STEPS,
+    LEVELS,
     Int8Linear,
     PackedInt8Linear,
     has_fbgemm,
-    is_quantised,
-    quantise,
+    is_quantized,
+    quantize_decoder,
     to_int8,
 )
+from flashvl.input.image import load_image
+from flashvl.nano.score import as_json, score
+from flashvl.nano.world.scenes import scene, scoring_number
 from flashvl.tools.parity import difference
-from flashvl.tools.trace import trace
+from flashvl.tools.trace.trace import trace
 
-NANO = Path(__file__).parent.parent / "weights" / "nano"
+NANO = Path(__file__).parent.parent.parent / "weights" / "nano"
 QUESTION = "What is in the picture?"
 FLOAT32_EPS = 2**-23
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
@@ -42,22 +41,22 @@ needs_fbgemm = pytest.mark.skipif(not has_fbgemm(), reason="torch has no fbgemm 
 KINDS_OF_LINEAR = [Int8Linear, pytest.param(PackedInt8Linear, marks=needs_fbgemm)]
 
 
-def dequantised(weight: torch.Tensor) -> torch.Tensor:
+def dequantized(weight: torch.Tensor) -> torch.Tensor:
     """What int8 makes of a weight, in float64."""
-    quantised, scale = to_int8(weight)
-    return quantised.double() * scale[:, None].double()
+    quantized, scale = to_int8(weight)
+    return quantized.double() * scale[:, None].double()
 
 
 # The weights.
 
 
 def check_int8(weight: torch.Tensor) -> None:
-    quantised, scale = to_int8(weight)
-    assert (quantised.dtype, quantised.shape) == (torch.int8, weight.shape)
+    quantized, scale = to_int8(weight)
+    assert (quantized.dtype, quantized.shape) == (torch.int8, weight.shape)
     assert (scale.dtype, scale.shape) == (torch.float32, weight.shape[:1])
     assert (scale > 0).all()
-    assert quantised.min() >= -127  # -128 has no counterpart
-    error = (dequantised(weight) - weight.double()).abs()
+    assert quantized.min() >= -127  # -128 has no counterpart
+    error = (dequantized(weight) - weight.double()).abs()
     assert (error <= scale[:, None].double() * (0.5 + 127 * FLOAT32_EPS)).all()
 
 
@@ -70,10 +69,10 @@ def test_no_weight_is_off_by_more_than_half_a_step_of_its_channel(shape, dtype, 
         sizes = sizes.clamp(1e-4, 1e3)
     weight = (torch.randn(shape) * sizes).to(dtype)
     check_int8(weight)
-    quantised, scale = to_int8(weight)
+    quantized, scale = to_int8(weight)
     largest = weight.abs().amax(1).float()
     assert torch.allclose(scale, largest / 127, rtol=1e-6, atol=0) or (largest == 0).any()
-    assert (quantised.abs().amax(1) == 127)[largest > 0].all()
+    assert (quantized.abs().amax(1) == 127)[largest > 0].all()
 
 
 @given(
@@ -91,17 +90,17 @@ def test_signs_are_symmetric_and_the_extremes_are_met():
     (plus, scale), (minus, same) = to_int8(weight), to_int8(-weight)
     assert torch.equal(plus, -minus)
     assert torch.equal(scale, same)
-    quantised, scale = to_int8(torch.tensor([[-254.0, 254.0, 2.0, 0.9, 0.0], [0.0] * 5]))
-    assert quantised.tolist() == [[-127, 127, 1, 0, 0], [0] * 5]
+    quantized, scale = to_int8(torch.tensor([[-254.0, 254.0, 2.0, 0.9, 0.0], [0.0] * 5]))
+    assert quantized.tolist() == [[-127, 127, 1, 0, 0], [0] * 5]
     assert scale[0] == 2
 
 
 def test_blocks_of_channels_are_put_together_rightly():
     weight = torch.randn(2 * CHANNELS + 3, 5)
-    quantised, scale = to_int8(weight)
+    quantized, scale = to_int8(weight)
     for channel in (0, CHANNELS - 1, CHANNELS, 2 * CHANNELS, 2 * CHANNELS + 2):
         alone, its_scale = to_int8(weight[channel : channel + 1])
-        assert torch.equal(quantised[channel], alone[0])
+        assert torch.equal(quantized[channel], alone[0])
         assert scale[channel] == its_scale[0]
 
 
@@ -109,9 +108,9 @@ def test_blocks_of_channels_are_put_together_rightly():
 
 
 def exact_product(x: torch.Tensor, plain: nn.Linear) -> torch.Tensor:
-    """Of the dequantised weight, in float64."""
+    """Of the dequantized weight, in float64."""
     bias = None if plain.bias is None else plain.bias.double()
-    return F.linear(x.double(), dequantised(plain.weight.detach()), bias)
+    return F.linear(x.double(), dequantized(plain.weight.detach()), bias)
 
 
 def bound(x: torch.Tensor, plain: nn.Linear) -> torch.Tensor:
@@ -119,9 +118,9 @@ def bound(x: torch.Tensor, plain: nn.Linear) -> torch.Tensor:
 
     And the rounding of sums and of the scales in float32.
     """
-    weight = dequantised(plain.weight.detach()).abs()
+    weight = dequantized(plain.weight.detach()).abs()
     largest = x.double().abs().amax(-1, keepdim=True)
-    of_steps = largest / (4 * STEPS * STEPS) * weight.sum(1)
+    of_steps = largest / (4 * LEVELS * LEVELS) * weight.sum(1)
     return of_steps * 1.001 + 1e-5 * largest * weight.sum(1) + 1e-30
 
 
@@ -171,7 +170,7 @@ def test_no_rows_give_no_rows(kind):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_activations_keep_their_dtype(kind, dtype):
-    """In 16 bits the product is that of the same dequantised weights to 2 bits of 8, or of 11."""
+    """In 16 bits the product is that of the same dequantized weights to 2 bits of 8, or of 11."""
     plain = nn.Linear(256, 33).to(dtype)
     x = torch.randn(2, 5, 256).to(dtype)
     product = kind(plain)(x)
@@ -223,16 +222,16 @@ def test_what_is_not_finite_is_not_made_finite(kind, value):
 def packs(request, monkeypatch) -> bool:
     if request.param and not has_fbgemm():
         pytest.skip("torch has no fbgemm here")
-    monkeypatch.setattr(quantising, "has_fbgemm", lambda: request.param)
+    monkeypatch.setattr(int8, "has_fbgemm", lambda: request.param)
     return request.param
 
 
 @pytest.mark.parametrize("kind", ["iss", "dynamic", "static"])
-def test_the_decoder_alone_is_quantised(packs, kind):
-    model, plain = tiny_model(kind), tiny_model(kind)
-    assert not is_quantised(model)
-    quantise(model)
-    assert is_quantised(model)
+def test_the_decoder_alone_is_quantized(packs, kind):
+    model, plain = tiny_network(kind), tiny_network(kind)
+    assert not is_quantized(model)
+    quantize_decoder(model)
+    assert is_quantized(model)
     wanted = PackedInt8Linear if packs else Int8Linear
     for name, module in plain.named_modules():
         ours = type(model.get_submodule(name))
@@ -246,12 +245,12 @@ def test_the_decoder_alone_is_quantised(packs, kind):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_tied_head_is_quantised_and_the_embedding_is_not(packs, tied, tmp_path):
-    model = tiny_model()
+def test_a_tied_head_is_quantized_and_the_embedding_is_not(packs, tied, tmp_path):
+    model = tiny_network()
     if tied:
         model.decoder.head.weight = model.decoder.embedding.weight
     before = model.decoder.embedding.weight.clone()
-    quantise(model)
+    quantize_decoder(model)
     assert torch.equal(model.decoder.embedding.weight, before)
     assert isinstance(model.decoder.head, PackedInt8Linear if packs else Int8Linear)
     hidden = torch.randn(1, 2, 16)
@@ -266,8 +265,22 @@ def nano() -> FlashVL:
     return FlashVL.from_pretrained("nano", device="cpu", dtype="float32")
 
 
-def quantised_nano(**options) -> FlashVL:
+def quantized_nano(**options) -> FlashVL:
     return FlashVL.from_pretrained("nano", device="cpu", quantize="int8", **options)
+
+
+def answers_of(flash: FlashVL) -> list[str]:
+    answers = []
+    for index in range(5):
+        drawn = scene(scoring_number(5, index))
+        pairs = [(drawn.picture, user(question.text)) for question in drawn.questions]
+        answers += flash.chat_batch(pairs, max_new_tokens=40)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def float32_answers(nano) -> list[str]:
+    return answers_of(nano)
 
 
 # Of a run of 200 scenes: nano loses at most a few answers to int8.
@@ -275,96 +288,103 @@ EQUAL_ANSWERS = 0.9
 LARGEST_LOGIT_DIFFERENCE = 0.05  # relative
 
 
-def test_nano_answers_as_it_did(packs, nano):
+def test_nano_answers_as_it_did(packs, float32_answers):
     """Greedy answers to every question of 5 scenes: at least 90 % are equal to float32's."""
-    int8 = quantised_nano()
-    equal = []
-    for index in range(5):
-        drawn = scene(scoring_number(5, index))
-        pairs = [(drawn.picture, user(question.text)) for question in drawn.questions]
-        answers = (model.chat_batch(pairs, max_new_tokens=40) for model in (int8, nano))
-        equal += [one == other for one, other in zip(*answers)]
+    equal = [one == other for one, other in zip(answers_of(quantized_nano()), float32_answers)]
     assert len(equal) > 40
     assert sum(equal) / len(equal) >= EQUAL_ANSWERS, sum(equal) / len(equal)
 
 
 def test_nanos_logits_are_close(packs, nano):
-    int8 = quantised_nano()
+    flash = quantized_nano()
     for file in sorted((NANO / "pictures").glob("*.png")):
-        ids, pixels = nano.prepare(load_image(file), user(QUESTION))
+        prompt = nano.prepare(file, user(QUESTION))
         with torch.inference_mode():
-            off = difference("logits", int8(ids, pixels), nano(ids, pixels))
+            off = difference("logits", flash.model(*prompt), nano.model(*prompt))
         assert 0 < off.relative <= LARGEST_LOGIT_DIFFERENCE
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_every_way_of_asking_works(packs, dtype):
-    int8 = quantised_nano(dtype=dtype)
+    flash = quantized_nano(dtype=dtype)
     file = sorted((NANO / "pictures").glob("*.png"))[0]
-    answer = int8.chat(file, user(QUESTION))
+    answer = flash.chat(file, user(QUESTION))
     assert answer
-    assert "".join(int8.stream(file, user(QUESTION))) == answer
-    conversation = int8.start(file)
+    assert "".join(flash.stream(file, user(QUESTION))) == answer
+    conversation = flash.start(file)
     assert conversation.ask(QUESTION) == answer
     assert conversation.ask("What colour is it?")
-    assert trace(int8, load_image(file), QUESTION, 64)["answer"] == answer
+    assert trace(flash, load_image(file), QUESTION, 64)["answer"] == answer
     if dtype == "auto":
-        assert int8.chat_batch([(file, user(QUESTION))] * 2) == [answer] * 2
+        assert flash.chat_batch([(file, user(QUESTION))] * 2) == [answer] * 2
 
 
-def test_trace_counts_a_quantised_model_as_any_other(monkeypatch, nano):
+def test_trace_counts_a_quantized_model_as_any_other(monkeypatch, nano):
     """The operations are those of the model; how the numbers are stored changes none of them."""
-    monkeypatch.setattr(quantising, "has_fbgemm", lambda: False)
-    models = (quantised_nano(), nano)
-    of_int8, plain = (trace(model, picture(200, 100), QUESTION, 4)["rows"] for model in models)
+    monkeypatch.setattr(int8, "has_fbgemm", lambda: False)
+    both = (quantized_nano(), nano)
+    of_int8, plain = (trace(flash, picture(200, 100), QUESTION, 4)["rows"] for flash in both)
     assert [row["operations"] for row in of_int8] == [row["operations"] for row in plain]
 
 
 def test_where_fbgemm_is_absent_plain_torch_multiplies(monkeypatch):
-    monkeypatch.setattr(quantising, "has_fbgemm", lambda: False)
-    kinds = {type(module) for module in quantised_nano().decoder.modules()}
+    monkeypatch.setattr(int8, "has_fbgemm", lambda: False)
+    kinds = {type(module) for module in quantized_nano().model.decoder.modules()}
     assert Int8Linear in kinds
     assert PackedInt8Linear not in kinds
 
 
 def test_a_model_with_int8_weights_is_not_saved(packs, tmp_path):
     with pytest.raises(CheckpointError, match="int8 weights is not saved"):
-        quantised_nano().save_pretrained(tmp_path / "new")
+        quantized_nano().save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("value", ["int4", "INT8", "", 8, True, torch.int8, ["int8"]])
-def test_other_widths_are_one_line(value):
+def test_other_quantizations_are_one_line(value):
     with pytest.raises(ArgumentError, match="quantize must be int8 or None, found") as refused:
         FlashVL.from_pretrained("nano", quantize=value)
     assert len(str(refused.value).splitlines()) == 1
 
 
-# The real command.
+# The command line.
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    full = [sys.executable, "-m", "flashvl", *arguments, "--device", "cpu", "--quantize", "int8"]
-    return subprocess.run(full, capture_output=True, text=True, encoding="utf-8")
+@pytest.fixture
+def quantized(monkeypatch) -> list[FlashVLModel]:
+    """The models that are quantized while a test runs."""
+    models = []
+
+    def watched(model: FlashVLModel) -> None:
+        quantize_decoder(model)
+        models.append(model)
+
+    monkeypatch.setattr(int8, "quantize_decoder", watched)
+    return models
 
 
-def test_the_real_command_answers():
+def test_the_command_answers(quantized, capsys):
     file = sorted((NANO / "pictures").glob("*.png"))[0]
-    done = command("chat", "--image", str(file), QUESTION)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == quantised_nano().chat(file, user(QUESTION)) + "\n"
+    options = ["--device", "cpu", "--quantize", "int8", "--image", str(file), QUESTION]
+    assert main(["chat", *options]) == 0
+    assert len(quantized) == 1
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out == quantized_nano().chat(file, user(QUESTION)) + "\n"
 
 
-def test_the_real_command_scores():
-    done = command("score", "--scenes", "3", "--seed", "1")
-    assert done.returncode == 0
-    assert "Traceback" not in done.stderr
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert last
+def test_the_command_scores(quantized, capsys):
+    options = ["--device", "cpu", "--quantize", "int8", "--scenes", "3", "--seed", "1"]
+    assert not main(["score", *options])
+    assert len(quantized) == 1
+    said = capsys.readouterr()
+    assert said.err == ""
+    result = score(quantized_nano(), [scoring_number(1, index) for index in range(3)])
+    assert said.out.splitlines()[-1] == as_json(result, "nano", scenes=3, seed=1)
 
 
 @pytest.mark.parametrize("name", ["chat", "score"])
-def test_the_command_refuses_other_widths_in_one_line(name, capsys):
+def test_the_command_refuses_other_quantizations_in_one_line(name, capsys):
     with pytest.raises(SystemExit) as end:
         main([name, "--quantize", "int4"])
     assert end.value.code == 2

@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from flashvl import FlashVL
-from flashvl.cache import KVCache
-from flashvl.generate import decode_one_token, generate, prefill
-from flashvl.sampling import Sampling, keep_top_k, keep_top_p, next_token, penalise
+from flashvl.generation.generate import LAST, begin_decode, generate, read_prompt
+from flashvl.generation.sampling import Sampling, keep_top_k, keep_top_p, next_token, penalize
+from flashvl.model.cache import KVCache
 from flashvl.tools.parity import difference
 
 CONVERSATION = [
@@ -39,22 +39,20 @@ def test_64_greedy_tokens(kind, form, name, tmp_path):
     """Through `generate` by ids, and through `chat` by text, with and without a picture."""
     reference = make_checkpoint(tmp_path, kind=kind, seed=18, **FORMS[form])
     set_stop_ids(tmp_path, [reference.decoder.config.vocab_size])  # never comes
-    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    flash = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
     image = name and photograph(name)
     embeddings = reference.prompt(image, CONVERSATION)
     expected = reference.generate(embeddings, 64, stop=False)
     assert len(expected) == 64
     assert len(set(expected)) > 4  # no endless repetition that hides a mistake
 
-    input_ids, pixels = model.prepare(image, CONVERSATION)
-    with torch.inference_mode():
-        grid = image and model.grid(image)
-        ours = model.embed(input_ids, model.encode(pixels, grid))
-    ids = generate(model.decoder, ours, input_ids, 64, Sampling(), stop_ids=())
-    assert list(ids) == expected
+    sampling = Sampling(max_new_tokens=64)
+    row = read_prompt(flash.model, flash.prepare(image, CONVERSATION), sampling)
+    steps = generate(flash.model, [row], sampling, stop_ids=())
+    assert [row.ids[-1] for _ in steps] == row.ids == expected
     text = reference.tokenizer.decode(expected, skip_special_tokens=True)
-    assert model.chat(image, CONVERSATION, max_new_tokens=64) == text
-    assert "".join(model.stream(image, CONVERSATION, max_new_tokens=64)) == text
+    assert flash.chat(image, CONVERSATION, max_new_tokens=64) == text
+    assert "".join(flash.stream(image, CONVERSATION, max_new_tokens=64)) == text
 
 
 def test_generation_ends_at_a_stop_id(tmp_path):
@@ -65,19 +63,19 @@ def test_generation_ends_at_a_stop_id(tmp_path):
     at = next(n for n in range(8, 64) if answer[n] not in answer[:n])
     reference.stop_ids = [answer[at], 0]
     set_stop_ids(tmp_path, reference.stop_ids)
-    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    flash = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
     expected = reference.tokenizer.decode(answer[:at], skip_special_tokens=True)
     assert reference.answer(image, CONVERSATION, 64) == expected
-    assert model.chat(image, CONVERSATION, max_new_tokens=64) == expected
+    assert flash.chat(image, CONVERSATION, max_new_tokens=64) == expected
 
 
 @pytest.mark.parametrize("stitching", ["mean", "none"])
 def test_answers_of_the_other_stitching_modes(stitching, tmp_path):
     reference = make_checkpoint(tmp_path, seed=12, assumptions={"stitching": stitching})
-    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    flash = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
     image = photograph("chelsea.png")
     expected = reference.answer(image, CONVERSATION, 32)
-    assert model.chat(image, CONVERSATION, max_new_tokens=32) == expected
+    assert flash.chat(image, CONVERSATION, max_new_tokens=32) == expected
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
@@ -91,30 +89,29 @@ def pair(request, tmp_path_factory):
 @torch.inference_mode()
 def test_the_cache_gives_what_the_full_pass_gives(pair, parts):
     """The same tokens in parts of any size: prefill, single steps, several at once after it."""
-    model, reference = pair
+    flash, reference = pair
     torch.manual_seed(0)
-    embeddings = torch.randn(1, 40, model.config.decoder.width)
-    expected = reference.logits(embeddings)
-    cache = KVCache(model.config.decoder, capacity=45)
-    hidden = [model.decoder(part, cache) for part in embeddings.split(parts, dim=1)]
+    ids = torch.randint(0, 300, (1, 40))
+    expected = reference.logits(reference.embed(ids))
+    cache = KVCache(flash.config.decoder, capacity=45)
+    logits = torch.cat([flash.model(part, cache=cache) for part in ids.split(parts, dim=1)], dim=1)
     assert cache.length == 40
-    logits = model.decoder.head(torch.cat(hidden, dim=1))
     assert difference("logits", logits, expected).relative <= 1e-5
-    without_cache = model.decoder.head(model.decoder(embeddings))
-    assert difference("logits", logits, without_cache).relative <= 1e-5
+    assert difference("logits", logits, flash.model(ids)).relative <= 1e-5
 
 
 @torch.inference_mode()
 def test_prefill_and_steps_give_the_full_pass(pair):
-    """The two functions of generation, a batch of two, beside one pass over all tokens."""
-    model, reference = pair
+    """The steps of generation, a batch of two, beside one pass over all tokens."""
+    flash, reference = pair
     torch.manual_seed(1)
     ids = torch.randint(0, 300, (2, 30))
     table = reference.decoder.get_input_embeddings()
     expected = reference.logits(table(ids))
-    cache = KVCache(model.config.decoder, capacity=30, batch=2)
-    logits = [prefill(model.decoder, model.embed(ids[:, :20]), cache)]
-    logits += [decode_one_token(model.decoder, ids[:, n : n + 1], cache) for n in range(20, 30)]
+    cache = KVCache(flash.config.decoder, capacity=30, batch=2)
+    logits = [flash.model(ids[:, :20], cache=cache, logits_at=LAST)[:, -1]]
+    step = begin_decode(flash.model, cache)
+    logits += [step(ids[:, n : n + 1]) for n in range(20, 30)]
     assert difference("logits", torch.stack(logits, 1), expected[:, 19:]).relative <= 1e-5
 
 
@@ -153,7 +150,7 @@ def test_repetition_penalty(seed, shape, penalty, length):
     generator = torch.Generator().manual_seed(seed)
     seen = torch.randint(0, shape[1], (shape[0], length), generator=generator)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(seen, logits.clone())
-    assert torch.equal(penalise(logits, seen, penalty), expected)
+    assert torch.equal(penalize(logits, seen, penalty), expected)
 
 
 @given(st.integers(0, 10**6), st.floats(0.1, 3.0), st.integers(0, 40), st.floats(0.1, 1.0))
@@ -161,7 +158,7 @@ def test_next_token_draws_from_the_distribution_of_transformers(seed, temperatur
     """All of it in transformers' order; the same random numbers give the same token."""
     logits = random_logits(seed, (1, 40), ties=False)
     seen = torch.tensor([[3, 7, 7]])
-    how = Sampling(True, temperature, p, k, repetition_penalty=1.3)
+    how = Sampling(True, temperature=temperature, top_p=p, top_k=k, repetition_penalty=1.3)
     ours = next_token(logits, seen, how, torch.Generator().manual_seed(seed))
     theirs = RepetitionPenaltyLogitsProcessor(1.3)(seen, logits.clone())
     theirs = TemperatureLogitsWarper(temperature)(None, theirs)
@@ -182,20 +179,20 @@ def test_next_token_draws_from_the_distribution_of_transformers(seed, temperatur
 )
 def test_sampled_answers(pair, how):
     """`chat(do_sample=True, seed=...)` draws the tokens that transformers draws from that seed."""
-    model, reference = pair
+    flash, reference = pair
     image = photograph("coffee.png")
     for seed in (0, 1):
         torch.manual_seed(seed)
         theirs = {"top_k": 0, "do_sample": True} | how
         expected = reference.answer(image, CONVERSATION, 32, **theirs)
-        ours = model.chat(image, CONVERSATION, do_sample=True, max_new_tokens=32, seed=seed, **how)
+        ours = flash.chat(image, CONVERSATION, do_sample=True, max_new_tokens=32, seed=seed, **how)
         assert ours == expected
 
 
 @pytest.mark.parametrize("penalty", [1.1, 1.5, 0.8])
 def test_greedy_with_a_repetition_penalty(pair, penalty):
     """Of a prompt of text alone transformers counts the prompt's tokens as seen, and so do we."""
-    model, reference = pair
+    flash, reference = pair
     input_ids = reference.input_ids(CONVERSATION)
     with torch.no_grad():
         ids = reference.decoder.generate(
@@ -208,5 +205,5 @@ def test_greedy_with_a_repetition_penalty(pair, penalty):
             pad_token_id=0,
         )[0, input_ids.shape[1] :]
     expected = reference.tokenizer.decode(ids, skip_special_tokens=True)
-    answer = model.chat(None, CONVERSATION, max_new_tokens=48, repetition_penalty=penalty)
+    answer = flash.chat(None, CONVERSATION, max_new_tokens=48, repetition_penalty=penalty)
     assert answer == expected

@@ -16,15 +16,16 @@ from transformers import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from flashvl import FlashVL
-from flashvl.compressor import pixel_shuffle
-from flashvl.image import normalise, resize
-from flashvl.tiling import average_margins, choose_grid, trim_margins
+from flashvl.input.image import resize
+from flashvl.input.processor import normalize
+from flashvl.input.tiling import choose_grid
+from flashvl.model.compressor import average_margins, pixel_shuffle, trim_margins
 
-GREY_LEVEL = 1.0 + 1e-3  # of 255, and rounding
+GRAY_LEVEL = 1.0 + 1e-3  # of 255, and rounding
 
 
-def grey_levels(pixels: torch.Tensor, preset: dict) -> torch.Tensor:
-    """Normalised pixels (tiles, 3, height, width) back to 0..255."""
+def gray_levels(pixels: torch.Tensor, preset: dict) -> torch.Tensor:
+    """Normalized pixels (tiles, 3, height, width) back to 0..255."""
     mean, std = (
         torch.tensor(preset[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std")
     )
@@ -38,10 +39,10 @@ def test_clip_preprocessing(name):
     processor = CLIPImageProcessorPil(size={"height": 448, "width": 448}, do_center_crop=False)
     expected = processor(image, return_tensors="pt")["pixel_values"]
     tiles = resize(image, 448, 448, CLIP["resample"])[None].copy()
-    pixels = normalise(tiles, CLIP["image_mean"], CLIP["image_std"])
+    pixels = normalize(tiles, CLIP["image_mean"], CLIP["image_std"])
     assert pixels.shape == expected.shape
-    off = (grey_levels(pixels, CLIP) - grey_levels(expected, CLIP)).abs().max()
-    assert off <= GREY_LEVEL
+    off = (gray_levels(pixels, CLIP) - gray_levels(expected, CLIP)).abs().max()
+    assert off <= GRAY_LEVEL
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
@@ -52,10 +53,10 @@ def test_siglip_preprocessing(name):
     expected = SiglipImageProcessorPil(size=size, resample=2)(image, return_tensors="pt")
     expected = expected["pixel_values"]
     tiles = resize(image, 512, 512, SIGLIP["resample"])[None].copy()
-    pixels = normalise(tiles, SIGLIP["image_mean"], SIGLIP["image_std"])
+    pixels = normalize(tiles, SIGLIP["image_mean"], SIGLIP["image_std"])
     assert pixels.shape == expected.shape
-    off = (grey_levels(pixels, SIGLIP) - grey_levels(expected, SIGLIP)).abs().max()
-    assert off <= GREY_LEVEL
+    off = (gray_levels(pixels, SIGLIP) - gray_levels(expected, SIGLIP)).abs().max()
+    assert off <= GRAY_LEVEL
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -68,16 +69,16 @@ def pair(request, tmp_path_factory):
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
 def test_tiles_of_photographs(pair, name):
-    """Grid, canvas, margins, order and thumbnail, within one grey level of the processor's."""
-    model, reference = pair
+    """Grid, canvas, margins, order and thumbnail, within one gray level of the processor's."""
+    flash, reference = pair
     image = photograph(name)
-    _, pixels = model.prepare(image, [{"role": "user", "content": "?"}])
+    _, pixels, grids = flash.prepare(image, [{"role": "user", "content": "?"}])
     expected = reference.pixels(image)
-    assert model.grid(image) == reference.grid(image)
+    assert grids == [reference.grid(image)]
     assert pixels.shape == expected.shape
     preset = SIGLIP if reference.spec.kind == "static" else CLIP
-    off = (grey_levels(pixels, preset) - grey_levels(expected, preset)).abs().max()
-    assert off <= GREY_LEVEL
+    off = (gray_levels(pixels, preset) - gray_levels(expected, preset)).abs().max()
+    assert off <= GRAY_LEVEL
 
 
 @pytest.mark.parametrize("stitching", ["trim", "none"])
@@ -86,31 +87,34 @@ def test_tiles_of_photographs(pair, name):
 def test_tiles_by_the_assumed_fields(stitching, thumbnail, size, tmp_path):
     assumptions = {"stitching": stitching, "thumbnail": thumbnail, "max_tiles": 9}
     reference = make_checkpoint(tmp_path, assumptions=assumptions)
-    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    flash = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
     image = photograph("astronaut.png").resize(size)
-    _, pixels = model.prepare(image, [{"role": "user", "content": "?"}])
+    _, pixels, grids = flash.prepare(image, [{"role": "user", "content": "?"}])
     expected = reference.pixels(image)
+    assert grids == [reference.grid(image)]
     assert pixels.shape == expected.shape
-    assert (grey_levels(pixels, CLIP) - grey_levels(expected, CLIP)).abs().max() <= GREY_LEVEL
+    assert (gray_levels(pixels, CLIP) - gray_levels(expected, CLIP)).abs().max() <= GRAY_LEVEL
 
 
 def test_an_image_in_every_form_gives_the_same_tiles(pair, tmp_path):
-    model, _ = pair
+    flash, _ = pair
     image = photograph("coffee.png")
     image.save(tmp_path / "coffee.png")
     contents = (tmp_path / "coffee.png").read_bytes()
     forms = (image, np.asarray(image), contents, tmp_path / "coffee.png")
-    tiles = [model.prepare(form, [{"role": "user", "content": "?"}])[1] for form in forms]
+    tiles = [flash.prepare(form, [{"role": "user", "content": "?"}]).pixels for form in forms]
     assert all(torch.equal(tiles[0], other) for other in tiles[1:])
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 12), st.sampled_from([24, 336]))
-def test_grid(width, height, most, cell):
-    shapes = {Fraction(c, r) for r in range(1, most + 1) for c in range(1, most // r + 1)}
+def test_grid(width, height, max_tiles, cell):
+    shapes = {Fraction(c, r) for r in range(1, max_tiles + 1) for c in range(1, max_tiles // r + 1)}
     distances = sorted(abs(shape - Fraction(width, height)) for shape in shapes)
     # Halfway between two shapes the rounding of floats decides, as in other tiling models.
     assume(len(distances) == 1 or distances[0] < distances[1])
-    assert choose_grid(height, width, cell, most) == closest_grid(width, height, cell, most)
+    assert choose_grid(height, width, cell, max_tiles) == closest_grid(
+        width, height, cell, max_tiles
+    )
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2), st.integers(1, 4), st.booleans())

@@ -13,13 +13,17 @@ import pytest
 import torch
 from checkpoints import KINDS, make_checkpoint
 from photographs import photograph
+from reference import Reference
 from test_layer_parity import QUESTION, assert_all_within, layer_differences
 
-from flashvl import FlashVL, cpu, quantising
-from flashvl.cache import KVCache
-from flashvl.compiling import StaticCache, decode_static
-from flashvl.generate import decode_one_token
-from flashvl.tools.parity import difference
+from flashvl import FlashVL, FlashVLModel
+from flashvl.fast import cpu
+from flashvl.fast import int8 as fast_int8
+from flashvl.fast.compiled import StaticCache, decode_static
+from flashvl.generation.generate import BeginDecode, DecodeStep, begin_decode, read_prompt
+from flashvl.generation.sampling import Sampling
+from flashvl.model.cache import KVCache
+from flashvl.tools.parity import Difference, difference
 
 FLOAT32 = 1e-5  # sums in another order
 BFLOAT16 = 0.1  # 8 bits of precision, 4e-3, which a dozen layers multiply
@@ -53,7 +57,7 @@ def int8(folder, _) -> FlashVL:
 
 
 def int8_in_plain_torch(folder, monkeypatch) -> FlashVL:
-    monkeypatch.setattr(quantising, "has_fbgemm", lambda: False)
+    monkeypatch.setattr(fast_int8, "has_fbgemm", lambda: False)
     return int8(folder, monkeypatch)
 
 
@@ -80,8 +84,8 @@ by_mode = pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.__name__)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_layer(kind, mode, tmp_path, monkeypatch):
     reference = make_checkpoint(tmp_path, kind=kind, seed=11, dtype=torch.bfloat16)
-    model = mode(tmp_path, monkeypatch)
-    differences = layer_differences(model, reference, photograph("chelsea.png"))
+    flash = mode(tmp_path, monkeypatch)
+    differences = layer_differences(flash, reference, [photograph("chelsea.png")])
     of_decoder = [one for one in differences if one.layer.startswith("decoder.")]
     others = [one for one in differences if one not in of_decoder]
     assert len(of_decoder) == reference.spec.layers + 3
@@ -90,17 +94,19 @@ def test_every_layer(kind, mode, tmp_path, monkeypatch):
     assert_all_within(of_decoder, MODES[mode][1])
 
 
-def decoding_differences(model, reference, begin: Callable) -> list:
+def decoding_differences(
+    flash: FlashVL, reference: Reference, begin: BeginDecode
+) -> list[Difference]:
     """The logits after the prompt, and after each of some more tokens read one by one."""
     following = [40, 3, 99, 7, 250, 12]
+    image = photograph("text.png")
     with torch.inference_mode():
-        _, embeddings = model.embed_prompt(photograph("text.png"), QUESTION)
-        tokens = embeddings.shape[1]
-        cache = KVCache(model.config.decoder, tokens + len(following), dtype=model.activation_dtype)
-        logits = [model.steps.prefill(model.decoder, embeddings, cache)]
-        decode = begin(model.decoder, cache)
-        logits += [decode(torch.tensor([[token_id]])) for token_id in following]
-    prompt = reference.prompt(photograph("text.png"), QUESTION)
+        row = read_prompt(flash.model, flash.prepare(image, QUESTION), Sampling())
+        tokens = row.cache.length
+        row.cache.reserve(tokens + len(following))
+        step = begin(flash.model, row.cache)
+        logits = [row.logits, *(step(torch.tensor([[token_id]])) for token_id in following)]
+    prompt = reference.prompt(image, QUESTION)
     table = reference.decoder.get_input_embeddings().weight
     with torch.no_grad():
         whole = reference.logits(torch.cat((prompt, table[following][None]), dim=1))[0]
@@ -110,36 +116,32 @@ def decoding_differences(model, reference, begin: Callable) -> list:
     ]
 
 
-def eager(decoder, cache: KVCache) -> Callable:
-    return lambda token: decode_one_token(decoder, token, cache)
-
-
-def static(decoder, cache: KVCache) -> Callable:
-    """What `compiling.py` compiles, as it is."""
-    held = StaticCache(cache, cache.capacity + 20)
+def begin_static(model: FlashVLModel, cache: KVCache) -> DecodeStep:
+    """What `fast/compiled.py` compiles, as it is; a row of its cache stays empty."""
+    held = StaticCache(cache, rows=2, capacity=cache.capacity + 20)
     held.load(cache)
 
-    def decode(token):
-        held.position.fill_(cache.length)
-        logits = decode_static(decoder, token, held)
+    def step(tokens: torch.Tensor) -> torch.Tensor:
+        held.tokens[:1] = tokens
+        logits = decode_static(model, held.tokens, held)[:1]
         held.store(cache)
         return logits
 
-    return decode
+    return step
 
 
 @by_mode
-@pytest.mark.parametrize("begin", [eager, static])
+@pytest.mark.parametrize("begin", [begin_decode, begin_static])
 def test_token_by_token(mode, begin, tmp_path, monkeypatch):
     reference = make_checkpoint(tmp_path, seed=12, dtype=torch.bfloat16)
-    model = mode(tmp_path, monkeypatch)
-    assert_all_within(decoding_differences(model, reference, begin), MODES[mode][2])
+    flash = mode(tmp_path, monkeypatch)
+    assert_all_within(decoding_differences(flash, reference, begin), MODES[mode][2])
 
 
 def test_compiled(tmp_path, monkeypatch):
     """Tower, prefill and decode as `compile` leaves them, each in one graph; float32's tolerance.
 
-    What dynamo caught runs as it is: inductor's own kernels stand in `test_compiling.py`.
+    What dynamo caught runs as it is: inductor's own kernels stand in `fast/test_compiled.py`.
     """
     plain = torch.compile
     monkeypatch.setattr(
@@ -149,15 +151,12 @@ def test_compiled(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     reference = make_checkpoint(tmp_path, seed=13)
-    model = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
+    flash = FlashVL.from_pretrained(tmp_path, device="cpu", dtype="float32")
     torch._dynamo.reset()
-    model.compile()
+    flash.compile()
     try:
-        _, pixels = model.prepare(photograph("text.png"), QUESTION)
-        with torch.inference_mode():
-            features = model.vision(pixels)
-        assert_all_within([difference("vision", features, reference.features(pixels))], FLOAT32)
-        begin = model.steps.begin
-        assert_all_within(decoding_differences(model, reference, begin), FLOAT32)
+        assert_all_within(layer_differences(flash, reference, [photograph("text.png")]), FLOAT32)
+        begin = flash.begin_decode
+        assert_all_within(decoding_differences(flash, reference, begin), FLOAT32)
     finally:
         torch._dynamo.reset()

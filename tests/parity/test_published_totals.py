@@ -6,9 +6,9 @@ import huggingface_hub
 import pytest
 import torch
 
-from flashvl import FlashVL, FlashVLConfig
-from flashvl.hub import published_models
-from flashvl.saving import published_state
+from flashvl import FlashVLConfig, FlashVLModel
+from flashvl.checkpoint.hub import published_models
+from flashvl.checkpoint.save import published_state
 
 # From the reference of the published files: parameters, and bytes of each file's tensors.
 FACTS = {
@@ -32,8 +32,8 @@ def test_totals_and_file_sizes(repository):
     _, parameters, shard_bytes = FACTS[repository]
     config = FlashVLConfig.from_dict(published_models()[repository]["config"])
     with torch.device("meta"):
-        model = FlashVL(config).to(torch.bfloat16)
-    state = published_state(model, config)
+        model = FlashVLModel(config).to(torch.bfloat16)
+    state = published_state(model)
     assert sum(tensor.numel() for tensor in state.values()) == parameters
     split = huggingface_hub.split_torch_state_dict_into_shards(state, max_shard_size="5GB")
     sizes = [

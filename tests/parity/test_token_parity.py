@@ -23,10 +23,14 @@ from vocabulary import (
 )
 
 from flashvl import FlashVL
+from flashvl.checkpoint.files import read_headers
+from flashvl.checkpoint.published import read_config
 from flashvl.config import PromptConfig
-from flashvl.prompt import encode_messages
-from flashvl.tokenizer import Tokenizer
+from flashvl.input.processor import Processor
+from flashvl.input.prompt import encode_messages
+from flashvl.input.tokenizer import Tokenizer
 
+FORMS = ("json", "parts")
 TEXTS = {
     "empty": "",
     "English": "The quick brown fox doesn't jump over 13 lazy dogs; it's 3.14 o'clock, I'LL say!",
@@ -40,12 +44,18 @@ TEXTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["json", "parts"])
-def tokenizer(request, tmp_path_factory) -> Tokenizer:
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
     """The real vocabulary, read from each form of files."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder, "real", request.param)
-    return Tokenizer.from_folder(folder)
+    folders = {form: tmp_path_factory.mktemp(form) for form in FORMS}
+    for form, folder in folders.items():
+        write_tokenizer(folder, "real", form)
+    return {form: Tokenizer.from_folder(folder) for form, folder in folders.items()}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def tokenizer(request, tokenizers) -> Tokenizer:
+    return tokenizers[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +138,7 @@ def test_control_ids_are_decoded_as_the_published_tokenizer_does(tokenizer):
     assert not any(token in expected for token in SPECIAL)
 
 
-@pytest.mark.parametrize("form", ["json", "parts"])
+@pytest.mark.parametrize("form", FORMS)
 def test_saved_tokenizer_is_the_same(form, tmp_path):
     reference = make_checkpoint(tmp_path / "first", tokenizer_form=form)
     FlashVL.from_pretrained(tmp_path / "first", device="cpu").save_pretrained(tmp_path / "again")
@@ -158,26 +168,28 @@ CONVERSATIONS = {
 
 
 @pytest.fixture(scope="module", params=["dynamic-iss", "dynamic", "static"])
-def pair(request, tmp_path_factory):
+def pair(request, tmp_path_factory, tokenizers):
+    """The processor of each kind of model."""
     folder = tmp_path_factory.mktemp("checkpoint")
     form = "json" if request.param == "dynamic" else "parts"
     small = {"width": 16, "heads": 2, "key_value_heads": 1, "layers": 1, "tied": True}
     reference = make_checkpoint(
         folder, kind=request.param, vocabulary="real", tokenizer_form=form, **small
     )
-    return FlashVL.from_pretrained(folder, device="cpu", dtype="float32"), reference
+    return Processor(read_config(folder, read_headers(folder)), tokenizers[form]), reference
 
 
 @pytest.mark.parametrize("name", CONVERSATIONS)
 @pytest.mark.parametrize("size", [None, (60, 60), (300, 100), (200, 310)])
 def test_chat_template(pair, name, size):
     """The ids of the rendered template, with -200 and -201 for the tokens of every tile."""
-    model, reference = pair
+    processor, reference = pair
     image = size and photograph("coffee.png").resize(size)
-    input_ids, pixels = model.prepare(image, CONVERSATIONS[name])
+    input_ids, pixels, grids = processor(image, CONVERSATIONS[name])
     tiles = 0 if image is None else len(reference.pixels(image))
     assert torch.equal(input_ids, reference.input_ids(CONVERSATIONS[name], tiles))
     assert (pixels is None) if image is None else len(pixels) == tiles
+    assert grids == ([] if image is None else [reference.grid(image)])
     places = reference.spec.tokens_per_tile
     assert input_ids[0].tolist().count(-200) == tiles
     assert input_ids[0].tolist().count(-201) == tiles * (places - 1)

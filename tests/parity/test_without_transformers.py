@@ -20,10 +20,10 @@ sys.meta_path.insert(0, Refuse())
 import flashvl
 import flashvl.cli
 
-model = flashvl.FlashVL.from_pretrained(sys.argv[1], device="cpu")
+flash = flashvl.FlashVL.from_pretrained(sys.argv[1], device="cpu")
 messages = [{"role": "user", "content": "What is this?"}]
-answer = model.chat(sys.argv[2], messages, max_new_tokens=4)
-model.save_pretrained(sys.argv[3])
+answer = flash.chat(sys.argv[2], messages, max_new_tokens=4)
+flash.save_pretrained(sys.argv[3])
 assert "transformers" not in sys.modules and "tiktoken" not in sys.modules
 print("answered")
 """
