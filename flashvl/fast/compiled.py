@@ -23,7 +23,8 @@ from .int8 import PackedInt8Linear
 
 MIN_CAPACITY = 1024
 COMPILERS = {"darwin": "clang++", "win32": "cl"}  # others g++
-# Shapes of the cache that decode may be compiled for; torch's own limit would be an error.
+# Shapes of the cache that decode may be compiled for. torch's own limit of 8, which only dynamo's
+# config can raise in all versions, would end an answer with an error.
 MAX_SHAPES = 64
 
 
@@ -103,7 +104,8 @@ class StaticCache:
         self.padding = torch.zeros(rows, dtype=torch.long, device=device)
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
         for tensor in (self.keys, self.values, self.position, self.padding, self.tokens):
-            # Without it a CUDA graph would copy the whole cache for each token.
+            # dynamo has no public way to say it. Without it a CUDA graph would copy the whole cache
+            # for each token.
             torch._dynamo.mark_static_address(tensor)
 
     def positions(self, tokens: int) -> Tensor:

@@ -25,7 +25,11 @@ FEW_ROWS = 4
 # Weights of fewer bytes lie in the processor's own cache; as float32 they are as fast and exact.
 WORTHWHILE_BYTES = 2**26
 BLOCK = 2**22  # numbers of a weight that are widened at a time
-HAS_ONEDNN = torch.backends.mkldnn.is_available()
+# oneDNN's float32 product by name: torch's own choice is its BLAS, which is slower on many
+# processors. Without it `F.linear` does the same.
+HAS_ONEDNN_PRODUCT = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
 
 
 def stays_in_bfloat16(headers: Headers) -> bool:
@@ -36,16 +40,16 @@ def stays_in_bfloat16(headers: Headers) -> bool:
     )
 
 
-def fit_to_cpu(model: nn.Module, arithmetic: bool | None = None) -> None:
-    """Gives a model of bfloat16 weights, in place, the products that suit the CPU.
+def fit_to_cpu(whole: nn.Module, arithmetic: bool | None = None) -> None:
+    """Gives bfloat16 weights, in place, the products that suit the CPU.
 
-    `arithmetic`: whether the CPU multiplies bfloat16 in its own instructions; None looks.
+    `whole` is a network or a part of one. `arithmetic`: whether the CPU multiplies bfloat16 in its own instructions; None looks.
     """
     if has_bfloat16_arithmetic() if arithmetic is None else arithmetic:
-        replace_linears(model, OneRowLinear)
+        replace_linears(whole, OneRowLinear)
         return
-    replace_linears(model, WideningLinear)
-    for module in list(model.modules()):
+    replace_linears(whole, WideningLinear)
+    for module in list(whole.modules()):
         if isinstance(module, nn.LayerNorm | PatchEmbedding):
             module.float()  # small, and they take float32 alone or one dtype with their input
         for name, child in module.named_children():
@@ -53,19 +57,23 @@ def fit_to_cpu(model: nn.Module, arithmetic: bool | None = None) -> None:
                 setattr(module, name, WideningEmbedding(child))
 
 
-def is_widened(model: nn.Module) -> bool:
+def is_widened(whole: nn.Module) -> bool:
     """Whether `fit_to_cpu` has made some of the bfloat16 parameters float32."""
-    return any(isinstance(module, WideningEmbedding) for module in model.modules())
+    return any(isinstance(module, WideningEmbedding) for module in whole.modules())
 
 
 def has_bfloat16_arithmetic() -> bool:
     """Whether matrix products of bfloat16 run in the CPU's own instructions."""
-    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    # Nothing public tells. Where a torch has these no more, products are of float32: slower, right.
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        if platform.machine() not in ("x86_64", "AMD64"):
+            return True
+        # oneDNN supports it by AVX-512 alone too, where it is emulated.
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    except AttributeError:
         return False
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return True
-    # oneDNN supports it by AVX-512 alone too, where it is emulated.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 class OneRowLinear(nn.Module):
@@ -130,6 +138,6 @@ def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def float32_product(x: Tensor, weight: Tensor) -> Tensor:
-    if HAS_ONEDNN:
+    if HAS_ONEDNN_PRODUCT:
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)

@@ -29,8 +29,10 @@ def quantize_decoder(model: FlashVLModel) -> None:
 
 
 def has_fbgemm() -> bool:
-    """Whether torch has its int8 kernels for x86 processors."""
-    return "fbgemm" in torch.backends.quantized.supported_engines
+    """Whether torch has its int8 kernels for x86 processors; without them it is plain torch."""
+    # The private function alone takes weights that are int8 already.
+    makes_quantized = hasattr(torch, "_make_per_channel_quantized_tensor")
+    return makes_quantized and "fbgemm" in torch.backends.quantized.supported_engines
 
 
 def is_quantized(model: FlashVLModel) -> bool:

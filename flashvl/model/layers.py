@@ -38,9 +38,9 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
-def replace_linears(model: nn.Module, build: Callable[[nn.Linear], nn.Module]) -> None:
-    """Puts `build(linear)` in the place of every `nn.Linear` of a model."""
-    for module in list(model.modules()):
+def replace_linears(whole: nn.Module, build: Callable[[nn.Linear], nn.Module]) -> None:
+    """Puts `build(linear)` in the place of every `nn.Linear` of a module."""
+    for module in list(whole.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
                 setattr(module, name, build(child))

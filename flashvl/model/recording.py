@@ -13,8 +13,8 @@ INPUT = " input"  # after a part's name: what goes into it, not what comes out
 
 
 @contextmanager
-def recorded(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs (or inputs, see `INPUT`) of the named submodules while the context lasts.
+def recorded(whole: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs (or inputs, see `INPUT`) of the named submodules of a module while the context lasts.
 
     Of a part that runs more than once the last.
     """
@@ -24,7 +24,7 @@ def recorded(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Ten
         seen[name] = value[0] if isinstance(value, tuple) else value
 
     def watch(name: str) -> RemovableHandle:
-        part = network.get_submodule(name.removesuffix(INPUT))
+        part = whole.get_submodule(name.removesuffix(INPUT))
         if name.endswith(INPUT):
             return part.register_forward_pre_hook(lambda _, inputs: keep(name, inputs))
         return part.register_forward_hook(lambda _, inputs, output: keep(name, output))
