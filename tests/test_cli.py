@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import shlex
+import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from PIL import Image
 from tiny import teach_answer, tiny_model
@@ -173,3 +178,71 @@ def test_a_reader_that_goes_away_is_no_error(taught):
     command = f"{sys.executable} -m flashvl chat --model {taught} hello | head -c 0"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.stderr == ""
+
+
+def shell(command: str, **options) -> subprocess.CompletedProcess:
+    """A line of the shell, with `flashvl` as it is run from here."""
+    line = command.replace("flashvl", f"{shlex.quote(sys.executable)} -m flashvl", 1)
+    return subprocess.run(["bash", "-c", line], capture_output=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        ("> /dev/full", 2, b"flashvl: No space left on device\n"),
+        ("2> /dev/full", 0, b""),
+        (">&-", 0, b""),
+        ("2>&-", 0, b""),
+        ("<&-", 0, b""),
+        ("| true; exit ${PIPESTATUS[0]}", 0, b""),
+    ],
+)
+def test_no_standard_stream_ends_an_answer_in_a_traceback(taught, ending, code, said):
+    done = shell(f"flashvl chat --model {taught} hello {ending}")
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_an_error_goes_nowhere_but_to_standard_error(taught):
+    for ending in ("2>&-", "2> /dev/full"):
+        done = shell(f"flashvl chat --model {taught} --image nowhere.png hello {ending}")
+        assert (done.returncode, done.stdout, done.stderr) == (2, b"", b"")
+
+
+def test_questions_that_are_no_text_are_answered(taught):
+    done = shell(f"flashvl chat --model {taught}", input=b"what \xff is\nthis?\n")
+    assert (done.returncode, done.stdout) == (0, b"red\nred\n")
+    done = shell(f"flashvl chat --model {taught} <&-")
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+@pytest.mark.parametrize("module", ["flashvl.tools.chat", "flashvl.tools.verify"])
+def test_ctrl_c_while_a_command_is_imported_waits_for_its_end(module, monkeypatch, capsys):
+    """Inside torch it would abort the process."""
+    ended = []
+
+    def slow_import(name, package):
+        signal.raise_signal(signal.SIGINT)
+        ended.append(name)
+        return importlib.import_module(name, package)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("flashvl.cli.import_module", slow_import)
+    arguments = ["verify", "nano"] if module.endswith("verify") else ["chat", "a"]
+    assert main(arguments) == 130
+    assert ended == [module.removeprefix("flashvl")]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_prints_no_traceback(taught):
+    command = [sys.executable, "-m", "flashvl", "chat", "--model", taught, "hello"]
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            time.sleep(0.1 + random.uniform(0, 1.5))  # Python itself is up by then
+            running.send_signal(signal.SIGINT)
+            _, said = running.communicate(timeout=60)
+        assert b"Traceback" not in said
+        # Python ends itself by the signal where it came inside code that is made as it runs.
+        assert running.returncode in (0, 130, -signal.SIGINT)
