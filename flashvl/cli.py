@@ -21,13 +21,14 @@ from typing import NoReturn
 
 from .config import CHOICES, DTYPES, QUANTIZATIONS
 from .errors import FlashVLError
+from .terminal import say
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {FlashVLError(message)}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,9 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # what cannot be written is said here, not by Python at its end
         return code
     except FlashVLError as error:
-        return _end(f"flashvl: {error}", 2)
+        say(f"flashvl: {error}")
+        return 2
     except KeyboardInterrupt:
-        return _end("", 130)
+        say("")
+        return 130
     except BrokenPipeError:  # the reader has gone
         _discard_output()
         return 0
@@ -53,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()
         reason = getattr(error, "strerror", None) or str(error) or "memory ran out"
         place = getattr(error, "filename", None)
-        return _end(f"flashvl: {FlashVLError(f'{reason}: {place}' if place else reason)}", 2)
+        say(f"flashvl: {FlashVLError(f'{reason}: {place}' if place else reason)}")
+        return 2
 
 
 def _import_whole(module: str) -> ModuleType:
@@ -68,14 +72,6 @@ def _import_whole(module: str) -> ModuleType:
         signal.signal(signal.SIGINT, before)
         if interrupted:
             raise KeyboardInterrupt
-
-
-def _end(message: str, code: int) -> int:
-    """Says a last line on standard error, if there is one -> the exit code."""
-    if sys.stderr is not None:
-        with suppress(OSError, ValueError):
-            print(message, file=sys.stderr, flush=True)
-    return code
 
 
 def _discard_output() -> None:

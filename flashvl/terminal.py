@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 BAR = 20  # letters of a progress bar
 TEXT = 56  # letters beside it; a line of both fits into 80 columns
@@ -22,12 +23,23 @@ def show_progress(text: str, done: float) -> None:
 
     Where standard error is no terminal, such as a log file, nothing is shown.
     """
-    if sys.stderr.isatty():
+    if _is_terminal():
         bar = ("#" * round(BAR * min(done, 1.0))).ljust(BAR, ".")
-        print(f"\r[{bar}] {text[:TEXT]:{TEXT}}", end="", file=sys.stderr, flush=True)
+        say(f"\r[{bar}] {text[:TEXT]:{TEXT}}", end="")
 
 
 def end_progress() -> None:
     """Takes the line away."""
-    if sys.stderr.isatty():
-        print("\r" + " " * (BAR + TEXT + 3) + "\r", end="", file=sys.stderr, flush=True)
+    if _is_terminal():
+        say("\r" + " " * (BAR + TEXT + 3) + "\r", end="")
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Prints to standard error, which answers never use; nothing if it is closed or full."""
+    if sys.stderr is not None:  # else print would take standard output
+        with suppress(OSError, ValueError):
+            print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()

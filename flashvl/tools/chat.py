@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from ..chat import FlashVL
 from ..errors import FlashVLError
 from ..generation.sampling import SamplingOptions
+from ..terminal import say
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,12 +37,12 @@ def run(options: argparse.Namespace) -> None:
         print_pieces(flash.stream(options.image, messages, **sampling))
         return
     conversation = flash.start(options.image)
-    print("Ask, one line at a time; an empty line or Ctrl-D ends.", file=sys.stderr)
+    say("Ask, one line at a time; an empty line or Ctrl-D ends.")
     while question := read_line():
         try:
             print_pieces(conversation.stream(question, **sampling))
         except FlashVLError as error:
-            print(f"flashvl: {error}", file=sys.stderr)
+            say(f"flashvl: {error}")
 
 
 def print_pieces(pieces: Iterable[str]) -> None:
@@ -52,6 +53,6 @@ def print_pieces(pieces: Iterable[str]) -> None:
 
 
 def read_line() -> str:
-    """The next question; the sign for it goes to standard error, which answers never use."""
-    print("> ", end="", file=sys.stderr, flush=True)
+    """The next question, after a sign for it; empty at the end of the input."""
+    say("> ", end="")
     return "" if sys.stdin is None else sys.stdin.readline().strip()
