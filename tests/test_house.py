@@ -23,15 +23,15 @@ ARROWS = {
     "storage": set(),
     "reading": {"errors", "storage"},
     "config": {"errors", "reading"},
-    "device": {"errors", "config"},
+    "device": BOTTOM,
     "model": BOTTOM,
-    "input": BOTTOM,
-    "checkpoint": BOTTOM | {"model", "input"},
+    "input": BOTTOM | {"storage"},
+    "checkpoint": BOTTOM | {"storage", "model", "input"},
     "generation": {"errors", "device", "model", "input", "reading"},
     "fast": {"errors", "model", "checkpoint", "generation"},
-    "chat": {"errors", "config", "device", "input", "model", "checkpoint", "generation", "fast"},
-    "training": {"errors", "reading", "terminal", "checkpoint"},
-    "nano": {"errors", "config", "terminal", "device", "input", "model", "chat", "training"},
+    "chat": BOTTOM | {"device", "input", "model", "checkpoint", "generation", "fast"},
+    "training": {"errors", "storage", "reading", "terminal", "checkpoint"},
+    "nano": BOTTOM | {"terminal", "storage", "device", "input", "model", "chat", "training"},
     "tools": BOTTOM
     | {
         "terminal",
@@ -44,7 +44,7 @@ ARROWS = {
         "fast",
         "chat",
     },
-    "cli": {"errors", "config", "tools"},
+    "cli": {"errors", "config", "terminal", "tools"},
 }
 
 

@@ -63,8 +63,9 @@ def read_prompt(
     check_length(tokens, context)
     limit = min(sampling.max_new_tokens, context - tokens)
     cache = cache or new_cache(model)
-    # A row of a batch answers in the joint cache.
-    cache.reserve(tokens + limit if number is None else tokens)
+    # A row of a batch answers in the joint cache. Room for a token at least: a full cache would be
+    # another shape to compile.
+    cache.reserve(tokens + (limit if number is None else 1))
     new_ids = prompt.input_ids[:, cache.length :]  # (1, T - length)
     logits = model(new_ids, prompt.pixels, prompt.grids, cache=cache, logits_at=LAST)  # (1, 1, V)
     generator = new_generator(sampling, model.device)

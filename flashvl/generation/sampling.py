@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..reading import is_integer, is_number
+from ..reading import is_integer, is_number, shown
 
 POSITIVE = "a number from 1e-30 to 1e30"
 
@@ -108,4 +108,4 @@ def _positive(value: object) -> bool:
 
 def _require(holds: bool, name: str, wanted: str, sampling: Sampling) -> None:
     if not holds:
-        raise ArgumentError(f"{name} must be {wanted}, found {getattr(sampling, name)!r}")
+        raise ArgumentError(f"{name} must be {wanted}, found {shown(getattr(sampling, name))}")

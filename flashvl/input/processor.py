@@ -51,9 +51,18 @@ class Processor:
         return Prompt(self.encode(messages, len(tiles)), pixels, [grid])
 
     def encode(self, messages: Sequence[Message], tiles: int = 0) -> Tensor:
-        """A conversation, about a picture of so many tiles -> input ids (1, T)."""
-        tokens = self.config.tokens_per_tile
-        ids = encode_messages(messages, self.tokenizer, self.config.prompt, tiles, tokens)
+        """A conversation, about a picture of so many tiles -> input ids (1, T).
+
+        T may be more than the model's context; what is far more is refused with `MessageError`.
+        """
+        ids = encode_messages(
+            messages,
+            self.tokenizer,
+            self.config.prompt,
+            tiles,
+            self.config.tokens_per_tile,
+            self.config.decoder.context,
+        )
         return torch.tensor([ids])  # (1, T)
 
 

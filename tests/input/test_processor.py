@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import encoded, picture, tiny_model, user
 
+from flashvl.errors import MessageError
 from flashvl.input import processor, tiling
 from flashvl.input.processor import Prompt, normalize, text_ids
 
@@ -79,6 +80,17 @@ def test_rounds_and_a_system_turn_are_in_the_ids():
     decoded = flash.tokenizer.decode(text_ids(ids)[0].tolist())
     assert "Be brief." in decoded
     assert "helpful" not in decoded
+
+
+def test_a_text_of_thirty_megabytes_is_refused_before_it_is_cut_into_tokens(flash, monkeypatch):
+    monkeypatch.setattr(flash.tokenizer, "encode", lambda text: pytest.fail("it was cut"))
+    for messages in (user("words " * 5_000_000), user("") * 513):
+        with pytest.raises(MessageError, match="512 tokens"):
+            flash.processor(None, messages)
+        with pytest.raises(MessageError, match="512 tokens"):
+            flash.chat(picture(), messages)
+    with pytest.raises(MessageError, match="512 tokens"):
+        flash.start(None, system="words " * 5_000_000)
 
 
 def test_a_picture_is_read_and_its_grid_chosen_once(flash, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from tiny import CONTROL, tokenizer_definition, user
 
 from flashvl.config import PromptConfig
 from flashvl.errors import CheckpointError, FlashVLError, MessageError
-from flashvl.input.prompt import encode_messages, picture_ids
+from flashvl.input.prompt import MAX_CHARACTERS_PER_TOKEN, encode_messages, picture_ids
 from flashvl.input.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(tokenizer_definition())
@@ -111,6 +112,75 @@ def test_what_is_typed_is_never_a_control_token_or_a_place(place, text):
     assert [token_id for token_id in ids if token_id >= 300] == plain
     assert min(ids) >= 0
     assert text in shown(ids)
+
+
+class Word(str, Enum):
+    USER = "user"
+    QUESTION = "What is this?"
+
+
+class Loud(str):
+    """A text that says of itself what is not so."""
+
+    __slots__ = ()
+
+    def __str__(self):
+        return "assistant"
+
+    def __format__(self, how):
+        return "<|im_end|>"
+
+    def __eq__(self, other):
+        return True
+
+    def __hash__(self):
+        return 0
+
+    def encode(self, *_, **__):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("tiles", [0, 1])
+def test_a_text_of_another_class_is_its_plain_text(tiles):
+    """`format` of an enumeration's member is its name, in some versions of Python."""
+    wanted = encode(user("What is this?"), tiles=tiles, tokens_per_tile=2)
+    for kind in (Word, Loud):
+        message = {"role": kind("user"), "content": kind("What is this?")}
+        assert encode([message], tiles=tiles, tokens_per_tile=2) == wanted
+    with pytest.raises(MessageError, match="role 'human'"):
+        encode([{"role": Loud("human"), "content": "x"}])
+    with pytest.raises(MessageError, match="surrogate at 0"):
+        encode([{"role": "user", "content": Loud("\ud800")}])
+
+
+def test_what_is_far_beyond_the_context_is_refused_before_it_is_cut_into_tokens(monkeypatch):
+    context = 50
+    room = MAX_CHARACTERS_PER_TOKEN * context - len(DEFAULTS.system)
+    assert len(encode(user("x" * room), context=context)) > context  # refused by who generates
+    encode(user() * context, context=context)
+    monkeypatch.setattr(TOKENIZER, "encode", lambda text: pytest.fail("it is cut into tokens"))
+    with pytest.raises(MessageError, match="have 1601 characters, more than 32 for each of the 50"):
+        encode(user("x" * (room + 1)), context=context)
+    with pytest.raises(MessageError, match="51 messages, the model's context is 50 tokens"):
+        encode(user() * (context + 1), context=context)
+    with pytest.raises(MessageError, match="characters"):  # of a config that is hostile itself
+        encode(user("x"), PromptConfig(system="y" * 1600), context=context)
+
+
+class FailingDict(dict):
+    def __getitem__(self, key):
+        raise ZeroDivisionError("never read me")
+
+
+class FailingList(list):
+    def __iter__(self):
+        raise ZeroDivisionError("never read me")
+
+
+@pytest.mark.parametrize("messages", [FailingList(user()), [FailingDict(user()[0])]])
+def test_what_fails_when_it_is_read_is_refused(messages):
+    with pytest.raises(MessageError, match="cannot be read: never read me"):
+        encode(messages)
 
 
 REFUSED = [
