@@ -1,8 +1,11 @@
-"""The course: each notebook has the form of all, and runs from a clean kernel to its end."""
+"""The course: what every notebook keeps to, and each one executed from a clean kernel."""
 
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
+import importlib.util
 import re
 import shutil
 import sys
@@ -11,6 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from flashvl.cli import build_parser
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "notebooks"
@@ -34,10 +39,19 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+def prose(notebook: nbformat.NotebookNode) -> str:
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+
+
 def headings(notebook: nbformat.NotebookNode) -> list[str]:
     """The headings from `## ` down, in order."""
-    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
-    return re.findall(r"^(##+ .+)$", prose, re.MULTILINE)
+    return re.findall(r"^(##+ .+)$", prose(notebook), re.MULTILINE)
+
+
+@functools.cache
+def words_of_package() -> set[str]:
+    sources = (file.read_text(encoding="utf-8") for file in (ROOT / "flashvl").rglob("*.py"))
+    return {word for source in sources for word in re.findall(r"\w+", source)}
 
 
 def texts(notebook: nbformat.NotebookNode) -> list[str]:
@@ -65,21 +79,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for file in folder.rglob("*")
         if file.is_file() and file.parent.name not in ("__pycache__", ".ipynb_checkpoints")
     }
-
-
-def test_there_are_six_and_they_are_numbered():
-    assert [re.match(r"(\d\d)_[a-z_]+\.ipynb", name).group(1) for name in NAMES] == [
-        f"0{number}" for number in range(1, 7)
-    ]
-
-
-@each_notebook
-def test_it_opens_with_its_question(name):
-    first = read(name).cells[0]
-    assert first.cell_type == "markdown"
-    title, _, rest = first.source.partition("\n")
-    assert re.fullmatch(rf"# {int(name[:2])}\. \S.+", title)
-    assert re.match(r"\s*\*\*[^*]+\?\*\*\n", rest)
 
 
 @each_notebook
@@ -122,18 +121,47 @@ def test_it_is_small_and_of_no_machine(name):
 
 
 @each_notebook
-def test_it_imports_what_the_extra_brings(name):
+def test_it_imports_what_there_is(name):
+    """Modules that its extra brings, and of flashvl only names that exist and are public."""
     for cell in code_cells(read(name)):
         for node in ast.walk(ast.parse(cell.source)):
             modules = [one.name for one in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) else []
             for module in modules:
                 assert module.split(".")[0] in BROUGHT | sys.stdlib_module_names, module
-            if modules and modules[0].startswith("flashvl"):
-                private = [one.name for one in node.names if re.search(r"(^|\.)_", one.name)]
-                assert not private, "only what has no leading underscore is meant for others"
+            for module in (one for one in modules if one.split(".")[0] == "flashvl"):
+                imported = importlib.import_module(module)
+                names = [one.name for one in node.names] if isinstance(node, ast.ImportFrom) else []
+                for one in names:
+                    found = hasattr(imported, one) or importlib.util.find_spec(f"{module}.{one}")
+                    assert found, f"{module} has no {one}"
+                for part in (*module.split("."), *names):
+                    assert not part.startswith("_"), f"{part} is not meant for others"
 
 
+@each_notebook
+def test_what_its_prose_names_exists(name):
+    """Commands, files and links; and each name in code letters, in its cells or the package."""
+    notebook = read(name)
+    (commands,) = (set(one.choices) for one in build_parser()._actions if one.choices)
+    known = words_of_package() | set(
+        re.findall(r"\w+", "\n".join(cell.source for cell in code_cells(notebook)))
+    )
+    spans = re.findall(r"`([^`\n]+)`", prose(notebook))
+    assert spans
+    for span in spans:
+        if span.startswith("flashvl "):
+            assert span.split()[1] in commands, span
+        elif re.fullmatch(r"(flashvl|weights|tests|notebooks)/[\w/.-]+", span):
+            assert (ROOT / span).exists(), span
+        elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*(\(.*\))?", span):
+            missing = set(re.findall(r"\w+", span.partition("(")[0])) - known
+            assert not missing, span
+    for link in re.findall(r"\]\(([^)#]+)\)", prose(notebook)):
+        assert "://" in link or (FOLDER / link).exists(), link
+
+
+@pytest.mark.slow
 @each_notebook
 def test_it_runs(name, tmp_path, monkeypatch):
     """In a copy of the folder, so that whatever it writes beside itself is seen."""
