@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..config import FlashVLConfig, Grid
+from ..errors import DeviceError
 from ..input.processor import normalize
 from ..input.prompt import TURN_END, encode_messages
 from ..input.tiling import tile_image
 from ..input.tokenizer import Tokenizer
+from ..reading import one_line
 from .recipe import Stage
 from .world.packed import IGNORED, packed_tile
 from .world.questions import Question, without_picture
@@ -31,6 +35,7 @@ WEIGHTS = {
     "outside": 0.4,
     "self": 0.15,
 }
+MAX_SEED = 2**20 - 1  # the numbers of scenes and tiles begin with the seed
 SPAN = 2**32  # scene numbers of one stage; no stage draws as many
 
 
@@ -238,10 +243,11 @@ def batches(
     tokenizer: Tokenizer,
     seed: int,
     steps: range,
-) -> Iterator[TileBatch | SceneBatch]:
+) -> Generator[TileBatch | SceneBatch, None, None]:
     """The batches of the given steps of a stage, drawn in a second process.
 
-    The same seed gives the same batches, whatever ran before.
+    That starts with the first batch and ends when the generator is closed. The same seed gives
+    the same batches, whatever ran before.
     """
     first = stage_number * SPAN
     data: TileBatches | SceneBatches
@@ -255,9 +261,29 @@ def batches(
         batch_size=None,
         num_workers=1,
         prefetch_factor=4,
+        # Through a pipe. A batch that finds no room in shared memory is lost, and waited for.
+        collate_fn=pickle.dumps,
         worker_init_fn=_leave_interrupts_to_the_loop,
     )
-    return iter(loader)
+    for packed in loader:
+        yield pickle.loads(packed)
+
+
+@contextmanager
+def drawing_failure_as_error() -> Iterator[None]:
+    """Turns the end of the process that draws batches, whenever torch tells it, into an error.
+
+    Raises `DeviceError`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DeviceError(
+            f"the process that draws the batches was ended ({one_line(error)}); memory may have "
+            "run out; the run can be resumed"
+        ) from error
 
 
 def _leave_interrupts_to_the_loop(worker: int) -> None:

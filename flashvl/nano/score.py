@@ -17,11 +17,13 @@ import torch
 
 from ..chat import FlashVL
 from ..config import Grid
+from ..device import device_failure_as_error
 from ..errors import ArgumentError
 from ..input.processor import normalize
 from ..input.tiling import tile_image
+from ..reading import MAX_INTEGER, shown
 from ..terminal import end_progress, show_progress, table
-from .data import SceneBatch, encode_side_by_side, pad
+from .data import MAX_SEED, SceneBatch, encode_side_by_side, pad
 from .world.questions import LANGUAGES, QUESTION_KINDS, Question
 from .world.scenes import scene, scoring_number
 from .world.things import Box
@@ -128,20 +130,22 @@ def _share(result: Score, kind: str, language: str, across: bool | None = None) 
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.scenes < 1:
-        raise ArgumentError(f"--scenes must be at least 1, found {options.scenes}")
-    if not 0 <= options.seed < 2**20:
-        raise ArgumentError(f"--seed must be from 0 to {2**20 - 1}, found {options.seed}")
+    if not 1 <= options.scenes <= MAX_INTEGER:
+        raise ArgumentError(
+            f"--scenes must be from 1 to {MAX_INTEGER}, found {shown(options.scenes)}"
+        )
+    if not 0 <= options.seed <= MAX_SEED:
+        raise ArgumentError(f"--seed must be from 0 to {MAX_SEED}, found {shown(options.seed)}")
     flash = FlashVL.from_pretrained(options.model, options.device, quantize=options.quantize)
-    numbers = [scoring_number(options.seed, index) for index in range(options.scenes)]
-    result = score(flash, _with_progress(numbers))
+    with device_failure_as_error("scoring"):
+        result = score(flash, _numbers_with_progress(options.seed, options.scenes))
     print(as_table(result))
     print(as_json(result, options.model, options.scenes, options.seed))
 
 
-def _with_progress(numbers: Sequence[int]) -> Iterator[int]:
-    for done, number in enumerate(numbers):
-        if done % 20 == 0:
-            show_progress(f"{done} of {len(numbers)} scenes", done / len(numbers))
-        yield number
+def _numbers_with_progress(seed: int, scenes: int) -> Iterator[int]:
+    for index in range(scenes):
+        if index % 20 == 0:
+            show_progress(f"{index} of {scenes} scenes", index / scenes)
+        yield scoring_number(seed, index)
     end_progress()

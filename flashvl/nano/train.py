@@ -1,7 +1,8 @@
 """`flashvl train`: from random weights to a folder that `flashvl chat` loads.
 
-A run's folder holds `log.jsonl` (a line each few steps), `state.safetensors` (all that resuming
-needs, replaced whole) and, when the run is done, the checkpoint in the published layout.
+A run's folder holds `state.safetensors` (all that resuming needs, replaced whole; the first thing
+in it), `log.jsonl` (a line each few steps; cut back to the state when a killed run is resumed) and,
+when the run is done, the checkpoint in the published layout.
 """
 
 from __future__ import annotations
@@ -9,25 +10,40 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..chat import FlashVL
-from ..device import choose_device
-from ..errors import ArgumentError
+from ..config import CHOICES
+from ..device import choose_device, device_failure_as_error
+from ..errors import ArgumentError, CheckpointError, shortened
 from ..input.prompt import TURN_END
-from ..training.loop import Interrupted, make_optimizers, run_stage
-from ..training.progress import Progress
-from ..training.state import load_state, read_state, restore_moments, save_state, take_weights
-from .data import batches
+from ..reading import MAX_INTEGER, is_integer, one_line, read_path, shown
+from ..storage import LOCK, held
+from ..training.loop import Interrupted, make_optimizers, noted_interrupts, run_stage
+from ..training.progress import Progress, cut_log
+from ..training.state import (
+    State,
+    check_settings,
+    load_state,
+    read_state,
+    save_state,
+    take_weights,
+)
+from .data import MAX_SEED, batches, drawing_failure_as_error
 from .losses import ModelWithLosses
 from .recipe import RECIPES, Recipe, Stage, train_tokenizer, with_stitching
 
 STATE, LOG = "state.safetensors", "log.jsonl"
+# What a run that was killed before its first state may leave in its folder.
+LEFTOVERS = {"state.writing", LOCK}
+MAX_SHOWN = 100  # characters of a folder's name in an error
 
 
 def train(
@@ -44,13 +60,41 @@ def train(
 
     `steps` scales the stages to that many steps together; `stitching` is the model's stitching
     mode; `tower` is the folder of another run whose tower is taken, so that only the stages after
-    it are run. Ctrl-C saves before it ends the run.
+    it are run. Ctrl-C saves before it ends the run; a run that was killed at any moment, or whose
+    disk was full, is resumed from what it saved last. To resume a run that is done writes its
+    model again.
     Raises `ArgumentError` if `folder` holds a run and `resume` is false, or none and it is true,
-    or if `tower` holds no tower for this run.
+    if it cannot be used or another process trains there, or if `tower` holds no tower for this
+    run; `CheckpointError` if a state is damaged or cannot be written; `DeviceError`.
     """
+    if not is_integer(seed) or not 0 <= seed <= MAX_SEED:
+        raise ArgumentError(f"the seed must be from 0 to {MAX_SEED}, found {shown(seed)}")
+    if steps is not None and not (is_integer(steps) and 1 <= steps <= MAX_INTEGER):
+        raise ArgumentError(f"the steps must be from 1 to {MAX_INTEGER}, found {shown(steps)}")
+    where = choose_device(device)
+    folder = read_path(folder, "folder")
+    tower = None if tower is None else read_path(tower, "tower")
+    with (
+        kept_for_this_run(folder, resume),
+        device_failure_as_error("training"),
+        drawing_failure_as_error(),
+    ):
+        return _train(recipe, folder, seed, where, steps, resume, stitching, tower)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    steps: int | None,
+    resume: bool,
+    stitching: str,
+    tower: Path | None,
+) -> FlashVL:
     # The tower's stages come first.
-    stage_number = 0 if tower is None else sum(one.data == "tiles" for one in recipe.stages)
-    stages = recipe.stages[:stage_number] + scaled(recipe.stages[stage_number:], steps)
+    first = 0 if tower is None else sum(one.data == "tiles" for one in recipe.stages)
+    stages = recipe.stages[:first] + scaled(recipe.stages[first:], steps)
     settings = {
         "recipe": _name_of(recipe),
         "stages": [stage.steps for stage in stages],
@@ -59,40 +103,58 @@ def train(
         "stitching": stitching,
         "tower": None if tower is None else str(tower),
     }
-    recipe = with_stitching(recipe, stitching)
-    where = choose_device(device)
-    _check_folder(folder, resume)
+    state = State(settings, first, 0)
+    tower_state = None
+    if resume:
+        state = read_state(folder / STATE)
+        check_settings(state, settings, folder / STATE)
+    elif tower is not None:
+        tower_state = state_with_tower(tower, first, stitching)
     torch.manual_seed(seed)
     print("learning the tokenizer from drawn scenes", flush=True)
     tokenizer = train_tokenizer(recipe)
-    trained = ModelWithLosses(recipe, tokenizer).to(where)
+    trained = ModelWithLosses(with_stitching(recipe, stitching), tokenizer).to(device)
     parameters = dict(trained.named_parameters())
-    step, moments = 0, {}
-    if resume:
-        state = load_state(folder / STATE, parameters, settings)
-        stage_number, step, moments = state.stage, state.step, state.moments
-    elif tower is not None:
-        take_tower(parameters, tower, stage_number, stitching)
     save = functools.partial(save_state, folder / STATE, parameters, settings)
-    for number in range(stage_number, len(stages)):
-        stage = stages[number]
-        print(f"stage {number + 1} of {len(stages)}: {stage.name}", flush=True)
-        trained.train_parts(stage)
-        optimizers = make_optimizers(parameters, stage)
-        restore_moments(optimizers, parameters, moments)
-        left = range(step, stage.steps)
-        drawn = batches(stage, number, trained.model.config, tokenizer, seed, left)
-        run_stage(
-            trained.loss,
-            optimizers,
-            stage,
-            (batch.to(where) for batch in drawn),
-            step,
-            Progress(stage.name, step, stage.steps, folder / LOG),
-            functools.partial(save, optimizers, number),
-        )
-        save([], number + 1, 0)  # its optimizers are done
-        step, moments = 0, {}
+
+    def begin(number: int) -> list[torch.optim.Optimizer]:
+        """The optimizers of a stage; none after the last."""
+        if number == len(stages):
+            return []
+        trained.train_parts(stages[number])
+        return make_optimizers(parameters, stages[number])
+
+    optimizers = begin(state.stage)
+    if resume:
+        load_state(folder / STATE, parameters, optimizers, state)
+        cut_log(folder / LOG, [stage.name for stage in stages], state.stage, state.step)
+    else:
+        if tower_state is not None:
+            take_weights(tower_state, of_tower(parameters))
+        save([], first, 0)  # before all else in the folder, which can then always be resumed
+    if state.stage == len(stages):
+        print("all stages are done; writing the model again", flush=True)
+    with noted_interrupts() as interrupts:  # in the steps, and between the stages
+        for number in range(state.stage, len(stages)):
+            stage = stages[number]
+            print(f"stage {number + 1} of {len(stages)}: {stage.name}", flush=True)
+            step = state.step if number == state.stage else 0
+            left = range(step, stage.steps)
+            config = trained.model.config
+            with closing(batches(stage, number, config, tokenizer, seed, left)) as drawn:
+                run_stage(
+                    trained.loss,
+                    optimizers,
+                    stage,
+                    (batch.to(device) for batch in drawn),
+                    step,
+                    Progress(stage.name, step, stage.steps, folder / LOG),
+                    functools.partial(save, optimizers, number),
+                )
+            optimizers = begin(number + 1)
+            save(optimizers, number + 1, 0)
+            if interrupts:
+                raise Interrupted
     stop_ids = [tokenizer.control_id(token) for token in (TURN_END, "<|endoftext|>")]
     flash = FlashVL(trained.model.to(torch.bfloat16), tokenizer, stop_ids)
     flash.save_pretrained(folder, overwrite=resume)
@@ -111,43 +173,71 @@ def scaled(stages: tuple[Stage, ...], steps: int | None) -> tuple[Stage, ...]:
     )
 
 
-def take_tower(
-    parameters: Mapping[str, nn.Parameter], folder: Path, stages: int, stitching: str
-) -> None:
-    """Gives tower and label head the weights of another run, which has done `stages`.
+def of_tower(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Those of the tower and of the label head, which is trained with it."""
+    return {
+        name: one
+        for name, one in parameters.items()
+        if name.startswith(("model.vision.", "label_head."))
+    }
 
-    Raises `CheckpointError` if they do not fit and `ArgumentError` if there are none, or they are
-    not yet trained or were trained on tiles of another size.
+
+def state_with_tower(folder: Path, stages: int, stitching: str) -> Path:
+    """The state of another run, which has done `stages`, for its tower -> its file.
+
+    Raises `CheckpointError` if it is damaged and `ArgumentError` if there is none, or the tower is
+    not yet trained or was trained on tiles of another size.
     """
-    if not (folder / STATE).exists():
-        raise ArgumentError(f"{folder} has no {STATE} to take a tower from")
-    state = read_state(folder / STATE)
+    file = folder / STATE
+    if not os.path.isfile(file):  # False for all that cannot be one
+        name = shortened(str(folder), MAX_SHOWN)
+        raise ArgumentError(f"{name} has no {STATE} to take a tower from")
+    state = read_state(file)
     if state.stage < stages:
         raise ArgumentError(
             f"the tower of {folder} is not trained yet; let that run go on until its first "
             f"{stages} stages are done"
         )
     its_stitching = state.settings.get("stitching")
+    if its_stitching not in CHOICES["stitching"]:
+        raise CheckpointError(f"{file} is damaged: its stitching mode is {shown(its_stitching)}")
     if (its_stitching == "none") != (stitching == "none"):
         raise ArgumentError(
             f"the tower of {folder} was trained for the stitching mode {its_stitching}, this run "
             f"is of {stitching}: trim and mean can share a tower, none sees no margin and needs "
             "its own"
         )
-    of_tower = {
-        name: one
-        for name, one in parameters.items()
-        if name.startswith(("model.vision.", "label_head."))
-    }
-    take_weights(of_tower, state, folder / STATE)
+    return file
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    if resume and not (folder / STATE).exists():
-        raise ArgumentError(f"{folder} has no {STATE}: there is no run to resume")
-    if not resume and folder.exists() and any(folder.iterdir()):
-        raise ArgumentError(f"{folder} is not empty; resume its run or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def kept_for_this_run(folder: Path, resume: bool) -> Iterator[None]:
+    """Makes a run's folder and keeps other processes from training there while the context lasts.
+
+    Raises `ArgumentError` if it cannot be used or does not hold what it should.
+    """
+    name = shortened(str(folder), MAX_SHOWN)
+    with ExitStack() as lock:
+        try:
+            if resume and not os.path.isfile(folder / STATE):
+                raise ArgumentError(f"{name} has no {STATE}: there is no run to resume")
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(held(folder))
+            names = {one.name for one in folder.iterdir()}
+            if not resume and STATE in names:
+                raise ArgumentError(f"{name} holds a run; resume it or choose another folder")
+            if not resume and not names <= LEFTOVERS:
+                raise ArgumentError(f"{name} is not empty; choose another folder")
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise ArgumentError(f"{name} may not be written; choose another folder")
+        except BlockingIOError as error:
+            raise ArgumentError(f"another process trains in {name}; let it end first") from error
+        except OSError as error:
+            there = os.path.lexists(folder) and not os.path.isdir(folder)
+            reason = error.strerror or one_line(error)
+            reason = "it is a file or a link to nothing, not a folder" if there else reason
+            raise ArgumentError(f"{name} cannot hold a run ({reason})") from error
+        yield
 
 
 def _name_of(recipe: Recipe) -> str:
@@ -155,10 +245,6 @@ def _name_of(recipe: Recipe) -> str:
 
 
 def run(options: argparse.Namespace) -> None:
-    if options.steps is not None and options.steps < 1:
-        raise ArgumentError(f"--steps must be at least 1, found {options.steps}")
-    if not 0 <= options.seed < 2**20:
-        raise ArgumentError(f"--seed must be from 0 to {2**20 - 1}, found {options.seed}")
     folder = options.out or Path("runs") / options.recipe
     try:
         train(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -97,7 +98,8 @@ def make_optimizers(
     """Muon for the hidden matrices, AdamW for the rest, of the parameters that require a gradient.
 
     Muon (torch.optim.Muon) makes all directions of a matrix's step equally long. What is looked
-    up or looks up (embedding, heads) and what is no matrix of its own keeps AdamW.
+    up or looks up (embedding, heads) and what is no matrix of its own keeps AdamW. The moments are
+    there from the start, at zero, so that a state to resume from can be held against them.
     """
     trained = {name: one for name, one in parameters.items() if one.requires_grad}
     hidden = {
@@ -116,7 +118,15 @@ def make_optimizers(
         weight_decay=DECAY,
         adjust_lr_fn="match_rms_adamw",
     )
-    return [muon, torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.98))]
+    adamw = torch.optim.AdamW(groups, lr=schedule.rate, betas=(0.9, 0.98))
+    # As their own first steps would begin them.
+    for one in hidden.values():
+        muon.state[one]["momentum_buffer"] = torch.zeros_like(one)
+    for one in rest:
+        adamw.state[one]["step"] = torch.zeros((), dtype=torch.float32)
+        adamw.state[one]["exp_avg"] = torch.zeros_like(one)
+        adamw.state[one]["exp_avg_sq"] = torch.zeros_like(one)
+    return [muon, adamw]
 
 
 def rate_at(step: int, schedule: Schedule) -> float:
@@ -127,8 +137,14 @@ def rate_at(step: int, schedule: Schedule) -> float:
 
 @contextmanager
 def noted_interrupts() -> Iterator[list[int]]:
-    """Ctrl-C is put on the list instead of raised, so that a step is never half done."""
+    """Ctrl-C is put on the list instead of raised, so that a step is never half done.
+
+    It reaches the main thread alone; in another one nothing is noted.
+    """
     noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
     before = signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
     try:
         yield noted

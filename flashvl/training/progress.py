@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
+from ..reading import is_integer, one_line
+from ..storage import MEBIBYTE, append, read_bounded, replace
 from ..terminal import end_progress, show_progress
 
 LOG_EVERY = 25  # steps
+MAX_LOG_BYTES = 64 * MEBIBYTE
 
 
 class Progress:
     """Logs the loss, the share of right labels and the speed of a stage; shows the time left.
 
-    `first` is the stage's first step in this process. At the end of the stage a line is printed.
+    `first` is the stage's first step in this process. A line is appended to the log whole or not
+    at all. At the end of the stage a line is printed.
     """
 
     def __init__(self, stage: str, first: int, steps: int, log: Path) -> None:
@@ -28,6 +34,7 @@ class Progress:
         self.pictures = 0
 
     def add(self, step: int, loss: Tensor, share: Tensor, pictures: int) -> None:
+        """Raises `CheckpointError` if the log cannot be written."""
         self.losses.append(loss.detach())
         self.shares.append(share)
         self.pictures += pictures
@@ -46,8 +53,10 @@ class Progress:
             "pictures_per_second": round(self.pictures / (now - self.since), 1),
             "seconds": round(now - self.start, 1),
         }
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            append(self.log, f"{json.dumps(line)}\n".encode())
+        except OSError as error:
+            raise _unusable(self.log, error) from error
         text = f"{self.stage}: loss {mean_loss:.3f}, right {right:.1%}"
         if done < self.steps:
             left = (now - self.start) / (done - self.first) * (self.steps - done)
@@ -56,3 +65,36 @@ class Progress:
             end_progress()
             print(f"{text}, {(now - self.start) / 60:.0f} min", flush=True)
         self.losses, self.shares, self.pictures, self.since = [], [], 0, now
+
+
+def cut_log(log: Path, stages: Sequence[str], stage: int, step: int) -> None:
+    """Leaves in a log what a state has, `step` steps of stage number `stage` of these.
+
+    After a kill the log is ahead of the state and may end in a torn line; the run that is resumed
+    writes these steps again. What is no whole line of a stage goes too. Raises `CheckpointError`
+    if the log cannot be read or written.
+    """
+
+    def is_done(line: bytes) -> bool:
+        try:
+            said = json.loads(line)
+            its_stage, its_step = stages.index(said["stage"]), said["step"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return False
+        is_whole = line.endswith(b"\n") and is_integer(its_step)
+        return is_whole and (its_stage, its_step) <= (stage, step)
+
+    try:
+        written = read_bounded(log, MAX_LOG_BYTES)
+        kept = b"".join(line for line in written.splitlines(keepends=True) if is_done(line))
+        if kept != written:
+            replace(log, kept, log.with_suffix(".writing"))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unusable(log, error) from error
+
+
+def _unusable(log: Path, error: OSError) -> CheckpointError:
+    reason = error.strerror or one_line(error)
+    return CheckpointError(f"the log cannot be written ({reason}); the state is kept: {log}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import itertools
@@ -20,10 +19,10 @@ import torch
 from folders import assert_same_weights
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tiny_run import FEW_TILES, shipped_tokenizer, tiny_recipe
 from torch import nn
 
 from flashvl import FlashVL, FlashVLModel
-from flashvl.checkpoint.hub import weights_folder
 from flashvl.cli import build_parser, main
 from flashvl.config import TILE_NEXT, TILE_START
 from flashvl.errors import ArgumentError, CheckpointError
@@ -54,7 +53,6 @@ from flashvl.nano.recipe import (
     READER,
     TOWER,
     Recipe,
-    Stage,
     nano_config,
     train_tokenizer,
     with_stitching,
@@ -71,31 +69,18 @@ from flashvl.training.progress import Progress
 
 @pytest.fixture(scope="module")
 def tiny() -> Recipe:
-    config = copy.deepcopy(NANO.config)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    config["vision_config"] |= small | {"num_attention_heads": 2}
-    config["llm_config"] |= small | {"num_attention_heads": 2, "num_key_value_heads": 1}
-    config["intermediate_size"] = 16
-    few = {"questions": 4, "rounds": 3, "sides": (80, 300)}
-    stages = (
-        Stage("tower", 30, 2e-2, "tiles", TOWER, things=(1, 3), digits=2, batch=8),
-        Stage("answers", 30, 2e-2, "scenes", READER, things=(1, 2), digits=2, batch=2, **few),
-        Stage("together", 4, 1e-3, "scenes", TOWER + READER, (1, 4), digits=4, batch=2, **few),
-    )
-    return Recipe(config, NANO.vocabulary, stages)
+    return tiny_recipe()
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """The shipped one, which the recipe trains again in a slow test."""
-    return Tokenizer.from_folder(weights_folder() / "nano")
+    return shipped_tokenizer()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_tiles_for_the_starting_values():
     with pytest.MonkeyPatch.context() as patch:
-        few = dataclasses.replace(starting_values.WHITENING, batch=12)
-        patch.setattr(starting_values, "WHITENING", few)
+        patch.setattr(starting_values, "WHITENING", FEW_TILES)
         yield
 
 
@@ -173,7 +158,7 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(moment, tiny, finished, 
 
 def test_a_run_is_never_overwritten_nor_resumed_as_another(tiny, finished, tmp_path):
     before = {file.name: file.read_bytes() for file in finished.iterdir()}
-    with pytest.raises(ArgumentError, match="resume its run"):
+    with pytest.raises(ArgumentError, match="holds a run; resume it"):
         train(tiny, finished, seed=5, device="cpu")
     with pytest.raises(ArgumentError, match="other settings"):
         train(tiny, finished, seed=6, device="cpu", resume=True)
