@@ -18,7 +18,7 @@ from .checkpoint.load import check_tensors, load_tensors
 from .checkpoint.published import read_config, read_stop_ids
 from .checkpoint.save import save_checkpoint
 from .config import QUANTIZATIONS, FlashVLConfig
-from .device import choose_device, choose_dtype, device_failure_as_error
+from .device import check_weights, choose_device, choose_dtype, device_failure_as_error
 from .errors import ArgumentError, CheckpointError, FlashVLError
 from .generation.conversation import Conversation
 from .generation.generate import (
@@ -36,6 +36,7 @@ from .input.processor import Processor, Prompt
 from .input.prompt import Message
 from .input.tokenizer import Tokenizer
 from .model.network import FlashVLModel
+from .reading import read_path, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -139,6 +140,7 @@ class FlashVL:
 
     def _prepare_answer(self, image: ImageLike | None, messages: Sequence[Message]) -> Prompt:
         """`prepare` for a prompt that must leave room for an answer."""
+        check_weights(self.model.device)
         # Made under inference mode, pixels look alike to a compiled tower wherever they come from.
         with device_failure_as_error("preparing the picture"), torch.inference_mode():
             prompt = self.prepare(image, messages)
@@ -181,7 +183,7 @@ class FlashVL:
         device = choose_device(device)
         if quantize is not None and quantize not in QUANTIZATIONS:
             raise ArgumentError(
-                f"quantize must be {' or '.join(QUANTIZATIONS)} or None, found {quantize!r}"
+                f"quantize must be {' or '.join(QUANTIZATIONS)} or None, found {shown(quantize)}"
             )
         _check_fast_paths(quantize is not None)
         stored_as = choose_dtype(dtype, device)
@@ -225,7 +227,10 @@ class FlashVL:
         self.begin_decode = compile_model(self.model)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
-        """Writes the published layout. Raises `CheckpointError` rather than replace a model."""
+        """Writes the published layout. Raises `CheckpointError` rather than replace anything.
+
+        With `overwrite` the model that is there goes, and nothing else.
+        """
         dtype = None
         if HAS_FAST_PATHS:
             from .fast.cpu import is_widened
@@ -238,7 +243,7 @@ class FlashVL:
             dtype = self.model.dtype if is_widened(self.model) else None
         save_checkpoint(
             self.model,
-            Path(folder),
+            read_path(folder, "folder", CheckpointError),
             overwrite,
             tokenizer=self.tokenizer,
             stop_ids=self.stop_ids,

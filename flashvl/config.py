@@ -7,7 +7,6 @@ a config.json leaves out has the default of the library class that wrote it.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -240,9 +239,12 @@ class FlashVLConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The published form again, keys of the file that are not ours included."""
+        """The published form again, keys of the file that are not ours included.
+
+        Raises `ConfigError` if those are nested too deeply to be copied.
+        """
         vision, decoder = self.vision, self.decoder
-        published = copy.deepcopy(dict(self.source))
+        published = copy_of(self.source, "config.json")
         published |= {
             "model_type": self.model_type,
             "intermediate_size": self.compressor.hidden_width,

@@ -9,6 +9,7 @@ import torch
 
 from .config import DTYPES
 from .errors import ArgumentError, DeviceError
+from .reading import shown
 
 
 def choose_device(name: str | torch.device) -> torch.device:
@@ -20,14 +21,20 @@ def choose_device(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except Exception as error:  # RuntimeError, AssertionError, ModuleNotFoundError: as the kind is
         raise DeviceError(
-            f"the device {name} is not there; use auto, cpu"
+            f"the device {shown(name)} is not there; use auto, cpu"
             + (", cuda" if torch.cuda.is_available() else " (no CUDA device was found)")
         ) from error
+    check_weights(device)
+    return device
+
+
+def check_weights(device: torch.device) -> None:
+    """Raises `DeviceError` for the meta device, on which a network computes shapes alone."""
     if device.type == "meta":
         raise DeviceError(
-            "the meta device holds no weights; build FlashVLModel(config) there instead"
+            "the meta device holds no weights; load a model on another device for answers, or "
+            "build FlashVLModel(config) there for its shapes"
         )
-    return device
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype | None:
@@ -39,7 +46,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype |
         return torch.float32 if device.type == "cpu" else None
     dtype = getattr(torch, name) if isinstance(name, str) and name in DTYPES else name
     if not isinstance(dtype, torch.dtype) or str(dtype).removeprefix("torch.") not in DTYPES:
-        raise ArgumentError(f"dtype must be auto, {', '.join(DTYPES)}; found {name!r}")
+        raise ArgumentError(f"dtype must be auto, {', '.join(DTYPES)}; found {shown(name)}")
     return dtype
 
 

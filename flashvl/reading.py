@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import os
 import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from .errors import ConfigError, FlashVLError
+from .errors import ArgumentError, ConfigError, FlashVLError
 from .storage import MEBIBYTE, read_bounded
 
 # Far above any model, and low enough that a damaged number is an error and not a hang.
 MAX_INTEGER = 10_000_000
 
-MAX_TEXT_BYTES = 64 * MEBIBYTE  # of a JSON or text file; the largest published one has 11
+# Of a file: as lists of lists JSON takes some 40 times its size in memory.
+MAX_TEXT_BYTES = 32 * MEBIBYTE  # a tokenizer's; the largest published one has 11
+MAX_CONFIG_BYTES = 4 * MEBIBYTE  # another JSON file's; the largest published one has a twentieth
 
 Text = TypeVar("Text", bound=str)
 
@@ -23,10 +28,21 @@ _SHORT = reprlib.Repr()  # shows a few levels and elements of what may be nested
 _SHORT.maxstring = 60
 
 
-def read_json(file: Path, error: type[FlashVLError] = ConfigError) -> dict[str, Any]:
-    """The JSON object in a file of at most `MAX_TEXT_BYTES`. Raises `error` if there is none."""
+def read_json(
+    file: Path, error: type[FlashVLError] = ConfigError, max_bytes: int = MAX_TEXT_BYTES
+) -> dict[str, Any]:
+    """The JSON object in a file of at most so many bytes. Raises `error` if there is none.
+
+    What JSON does not have or leaves open, Python's NaN or a key that stands there twice, is
+    refused.
+    """
     try:
-        content = json.loads(read_bounded(file, MAX_TEXT_BYTES).decode("utf-8"))
+        content = json.loads(
+            read_bounded(file, max_bytes).decode("utf-8"),
+            object_pairs_hook=_without_repetition,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
     except FileNotFoundError as cause:
         raise error(f"{file.parent} has no {file.name}; it is not a model's folder") from cause
     except OSError as cause:
@@ -36,6 +52,22 @@ def read_json(file: Path, error: type[FlashVLError] = ConfigError) -> dict[str, 
     if not isinstance(content, dict):
         raise error(f"{file} must hold a JSON object")
     return content
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {shown(key)} stands there twice")
+    return values
+
+
+def _finite(text: str) -> float:
+    """A number, or one of the words NaN, Infinity and -Infinity."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{shown(text)} is not a finite number")
+    return number
 
 
 class Reader:
@@ -146,22 +178,53 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def copy_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A copy that shares nothing. Raises `ConfigError` if `values` are nested without end."""
+    """A copy that shares nothing. Raises `ConfigError` for what cannot be copied.
+
+    So are values that are nested without end, or a Python object such as a lock.
+    """
     try:
         return copy.deepcopy(dict(values))
     except RecursionError as error:
         raise ConfigError(f"{name} is nested too deeply to be a config") from error
+    except Exception as error:  # whatever an object raises
+        raise ConfigError(f"{name} cannot be copied: {one_line(error)}") from error
+
+
+def read_path(value: object, what: str, error: type[FlashVLError] = ArgumentError) -> Path:
+    """A path that a person gives as text or `Path`, with `~` for the home folder.
+
+    `what` is the argument's name. Raises `error` for what no file can be called.
+    """
+    try:
+        path = os.fspath(value)  # type: ignore[call-overload]
+    except Exception as cause:  # not only TypeError: an object may have a method of its own
+        raise error(f"{what} must be a text or a path, found {shown(value)}") from cause
+    if not isinstance(path, str):
+        raise error(f"{what} must be a text or a path, found {shown(path)}")
+    try:
+        if not path or b"\0" in os.fsencode(path):
+            raise ValueError("empty, or with a null character in it")
+    except ValueError as cause:
+        raise error(f"no file can be called {shown(path)}; give another {what}") from cause
+    return Path(os.path.expanduser(path))
 
 
 def shown(value: Any) -> str:
     """A value from a file or a person, in at most 60 characters of an error's line."""
-    text = " ".join(_SHORT.repr(value).split())
+    try:
+        text = " ".join(_SHORT.repr(value).split())
+    except Exception:  # an integer of thousands of digits has none, by Python's own limit
+        text = f"a value of the type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of another library says, in one line; its kind if it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an error of another library says, in one line; its kind if it says nothing.
+
+    Of the system's errors without the file, which the caller names.
+    """
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(said.split()) or type(error).__name__
 
 
 def lone_surrogate(text: str) -> int | None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,16 @@ def refusal(folder: Path, kind=CheckpointError, **options) -> str:
     message = str(refused.value)
     assert len(message.splitlines()) == 1
     return message
+
+
+@contextmanager
+def no_rights() -> Iterator[None]:
+    """Files' permissions count, also where tests are run by root."""
+    if getattr(os, "geteuid", lambda: 1)() != 0:
+        yield
+        return
+    os.seteuid(65534)  # nobody
+    try:
+        yield
+    finally:
+        os.seteuid(0)

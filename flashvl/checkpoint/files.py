@@ -5,7 +5,6 @@ Only safetensors is opened. This module does without torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +12,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import CheckpointError
-from ..reading import one_line, read_json
+from ..errors import CheckpointError, shortened
+from ..reading import MAX_CONFIG_BYTES, one_line, read_json, shown
+from ..storage import MEBIBYTE, is_there, open_regular
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+# Of what a safetensors file says of its tensors; the largest published one has 0.1 MiB.
+MAX_HEADER_BYTES = 8 * MEBIBYTE
+MAX_NAME = 80  # characters of a tensor's or a file's name in an error
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Bytes of a number, by safetensors' words for the formats that are loaded.
 STORED_DTYPES = {"F32": 4, "BF16": 2, "F16": 2}
@@ -40,9 +43,9 @@ def tensor_files(folder: Path) -> list[Path]:
     Raises `CheckpointError`: none there, pickle files instead, a shard missing, or an index that
     names a file outside the folder.
     """
-    if (folder / SINGLE).exists():
+    if is_there(folder / SINGLE):
         return [folder / SINGLE]
-    if (folder / INDEX).exists():
+    if is_there(folder / INDEX):
         return [_shard(folder, name) for name in sorted(set(read_weight_map(folder).values()))]
     pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if pickles:
@@ -55,7 +58,8 @@ def tensor_files(folder: Path) -> list[Path]:
 
 def read_weight_map(folder: Path) -> dict[str, str]:
     """The index's map of tensor name to file name. Raises `CheckpointError`."""
-    weight_map = read_json(folder / INDEX).get("weight_map")
+    content = read_json(folder / INDEX, CheckpointError, MAX_CONFIG_BYTES)
+    weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) for name in weight_map.values()
     ):
@@ -64,15 +68,23 @@ def read_weight_map(folder: Path) -> dict[str, str]:
 
 
 def _shard(folder: Path, name: str) -> Path:
-    if PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
-        raise CheckpointError(f"{INDEX} names the file {name!r}, which lies outside its folder")
-    if not name.endswith(".safetensors"):
-        raise CheckpointError(f"{INDEX} names {name!r}; only .safetensors files are opened")
-    if not os.path.isfile(folder / name):  # False for a name that cannot be one
+    if not is_plain(name):
         raise CheckpointError(
-            f"the shard {name} is missing in {folder}; download the model again, it resumes"
+            f"{INDEX} names the file {shown(name)}, which lies outside its folder"
+        )
+    if not name.endswith(".safetensors"):
+        raise CheckpointError(f"{INDEX} names {shown(name)}; only .safetensors files are opened")
+    if not is_there(folder / name):
+        raise CheckpointError(
+            f"the shard {shortened(name, MAX_NAME)} is missing in {folder}; download the model "
+            "again, it resumes"
         )
     return folder / name
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file's name leads nowhere else, on any system."""
+    return PurePosixPath(name).name == name and PureWindowsPath(name).name == name
 
 
 def read_headers(folder: Path) -> Headers:
@@ -83,11 +95,12 @@ def read_headers(folder: Path) -> Headers:
             for name in tensors.keys():
                 if name in headers:
                     raise CheckpointError(
-                        f"{name} stands in {headers[name].file.name} and {file.name}"
+                        f"{shortened(name, MAX_NAME)} stands in {shown(headers[name].file.name)} "
+                        f"and {shown(file.name)}"
                     )
                 part = tensors.get_slice(name)
                 headers[name] = TensorHeader(file, part.get_dtype(), tuple(part.get_shape()))
-    if not (folder / SINGLE).exists():
+    if not is_there(folder / SINGLE):
         _check_index(read_weight_map(folder), headers)
     return headers
 
@@ -95,16 +108,26 @@ def read_headers(folder: Path) -> Headers:
 def _check_index(weight_map: dict[str, str], headers: Headers) -> None:
     for name, file in weight_map.items():
         if name not in headers or headers[name].file.name != file:
-            raise CheckpointError(f"{INDEX} says that {name} is in {file}, but it is not")
+            raise CheckpointError(
+                f"{INDEX} says that {shortened(name, MAX_NAME)} is in {shown(file)}, but it is not"
+            )
 
 
 @contextmanager
 def open_safetensors(file: Path, framework: str = "pt") -> Iterator[safe_open]:
     """A safetensors file, mapped into memory. Raises `CheckpointError` if it is damaged.
 
-    `framework` is whose tensors it gives; "numpy" does not wait for torch.
+    Only a regular file is opened, with a header of at most `MAX_HEADER_BYTES`. `framework` is whose
+    tensors it gives; "numpy" does not wait for torch.
     """
     try:
+        with open_regular(file) as opened:
+            header_bytes = int.from_bytes(opened.read(8) or b"", "little")
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {one_line(error)}") from error
+    try:
+        if header_bytes > MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {header_bytes} bytes")
         with safe_open(file, framework=framework) as tensors:
             yield tensors
     except (SafetensorError, OSError, ValueError) as error:

@@ -3,6 +3,10 @@
 Headers are held against the config first, so that every missing, extra or misshapen tensor is named
 before a byte of weights is touched; then each tensor is mapped from the file, not copied, unless
 another dtype or device is asked for.
+
+A mapped file may be replaced or removed while the model is in use, but not changed in place: what
+is written into it may become the model's weights, and where it is cut short the system ends the
+process (SIGBUS), which Python cannot catch. `save_pretrained` and downloads only replace files.
 """
 
 from __future__ import annotations
@@ -12,9 +16,10 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, shortened
 from ..model.network import FlashVLModel
-from .files import STORED_DTYPES, Headers, open_safetensors
+from ..reading import shown
+from .files import MAX_NAME, STORED_DTYPES, Headers, open_safetensors
 from .tensor_names import our_name, published_name
 
 
@@ -28,9 +33,10 @@ def check_tensors(model: FlashVLModel, headers: Headers) -> None:
     problems = [f"{name} is missing" for name in wanted if name not in headers]
     for name, header in headers.items():
         if name not in wanted:
-            problems.append(f"{name} is not a part of this model")
+            problems.append(f"{shortened(name, MAX_NAME)} is not a part of this model")
         elif header.shape != wanted[name]:
-            problems.append(f"{name} has shape {header.shape}, the config needs {wanted[name]}")
+            shape = shown(header.shape)
+            problems.append(f"{name} has shape {shape}, the config needs {wanted[name]}")
         elif header.dtype not in STORED_DTYPES:
             problems.append(f"{name} has dtype {header.dtype}, wanted: {', '.join(STORED_DTYPES)}")
     if problems:

@@ -10,7 +10,8 @@ from typing import Any
 from ..config import FlashVLConfig
 from ..errors import ConfigError
 from ..input.tokenizer import Tokenizer
-from ..reading import copy_of, is_integer, read_json, shown
+from ..reading import MAX_CONFIG_BYTES, copy_of, is_integer, read_json, shown
+from ..storage import is_there
 from .files import Headers
 
 POSITIONS_AND_PATCHES = {
@@ -26,12 +27,19 @@ def read_config(
 
     `assumptions` override both. Raises `ConfigError`.
     """
-    published = fit_to_tensors(read_json(folder / "config.json"), headers)
+    if not isinstance(assumptions, Mapping | None):
+        raise ConfigError(
+            f"assumptions must be a dict of names and values, found {shown(assumptions)}"
+        )
+    stated = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
+    published = fit_to_tensors(stated, headers)
     if assumptions and isinstance(published["assumptions"], dict):
         published["assumptions"] = published["assumptions"] | dict(assumptions)
     config = FlashVLConfig.from_dict(published)
-    preprocessor = folder / "preprocessor_config.json"
-    return config.with_preprocessor(read_json(preprocessor)) if preprocessor.exists() else config
+    file = folder / "preprocessor_config.json"
+    if not is_there(file):
+        return config
+    return config.with_preprocessor(read_json(file, max_bytes=MAX_CONFIG_BYTES))
 
 
 def fit_to_tensors(published: Mapping[str, Any], headers: Headers) -> dict[str, Any]:
@@ -85,8 +93,9 @@ def read_stop_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
 
     Raises `ConfigError`.
     """
-    file = folder / "generation_config.json"
-    stated = read_json(file).get("eos_token_id") if file.exists() else None
+    file, stated = folder / "generation_config.json", None
+    if is_there(file):
+        stated = read_json(file, max_bytes=MAX_CONFIG_BYTES).get("eos_token_id")
     if stated is None:
         control = tokenizer.control
         return frozenset(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -51,7 +52,8 @@ def compile_model(model: FlashVLModel) -> BeginDecode:
 class CompiledDecode:
     """Decode compiled once for each shape of the cache; called, it begins a row's or a batch's.
 
-    Rows and capacity are powers of two, so that all answers share a few shapes.
+    Rows and capacity are powers of two, so that all answers share a few shapes. They take turns at
+    the caches step by step, be they of one thread or of several.
     """
 
     def __init__(self) -> None:
@@ -60,20 +62,23 @@ class CompiledDecode:
         )
         self._caches: dict[tuple, StaticCache] = {}  # by rows, capacity, dtype and device
         self._answer: object = None  # whose tokens lie in the static caches
+        self._lock = Lock()
 
     def __call__(self, model: FlashVLModel, cache: KVCache) -> DecodeStep:
-        static, answer = self._cache_for(cache, model.config.decoder.context), object()
-        rows = cache.keys.shape[1]
+        with self._lock:
+            static = self._cache_for(cache, model.config.decoder.context)
+        answer, rows = object(), cache.keys.shape[1]
 
         def step(tokens: Tensor) -> Tensor:
-            if self._answer is not answer:
-                static.load(cache)
-                self._answer = answer
-            static.tokens[:rows] = tokens
-            torch.compiler.cudagraph_mark_step_begin()
-            logits = self._decode(model, static.tokens, static)  # (rows of the static cache, V)
-            static.store(cache)
-            return logits[:rows]  # (B, V)
+            with self._lock:
+                if self._answer is not answer:
+                    static.load(cache)
+                    self._answer = answer
+                static.tokens[:rows] = tokens
+                torch.compiler.cudagraph_mark_step_begin()
+                logits = self._decode(model, static.tokens, static)  # (rows of the cache, V)
+                static.store(cache)
+                return logits[:rows].clone()  # (B, V); a CUDA graph's next run writes over its own
 
         return step
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ..config import DecoderConfig
 from ..errors import ArgumentError
 
 
+@runtime_checkable
 class Cache(Protocol):
     """What the decoder asks of a cache: where new tokens stand, and to store them.
 

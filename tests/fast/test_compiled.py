@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,19 @@ def test_answers_in_turns_do_not_mix():
     # The rounds that follow read what was decoded into the static cache.
     messages = [*user("是"), {"role": "assistant", "content": wanted[-1]}, *user("Go on")]
     assert other.ask("Go on", max_new_tokens=6) == plain.chat(None, messages, max_new_tokens=6)
+
+
+@pytest.mark.usefixtures("backend")
+def test_answers_in_several_threads_do_not_mix():
+    plain, flash = endless()
+    wanted = [plain.chat(*pair, max_new_tokens=30) for pair in PAIRS[:3]]
+    assert [flash.chat(*pair, max_new_tokens=30) for pair in PAIRS[:3]] == wanted
+
+    def answers(pair) -> list[str]:
+        return [flash.chat(*pair, max_new_tokens=30) for _ in range(4)]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(answers, PAIRS[:3])) == [[answer] * 4 for answer in wanted]
 
 
 @pytest.mark.usefixtures("backend")

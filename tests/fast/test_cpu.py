@@ -238,6 +238,34 @@ def test_a_fitted_model_gives_the_logits_of_float32(tmp_path, monkeypatch, kind,
 
 @pytest.mark.usefixtures("always_worthwhile")
 @pytest.mark.parametrize("arithmetic", [False, True])
+def test_answers_in_several_threads_are_those_of_each_alone(tmp_path, monkeypatch, arithmetic):
+    """While one decodes, which multiplies one row, another reads its prompt."""
+    make_checkpoint(tmp_path, dtype=torch.bfloat16)
+    flash = fitted(tmp_path, monkeypatch, arithmetic)
+    flash.stop_ids = frozenset()
+    messages, images = user(), [picture(40, 20), picture(36, 36), None]
+    drawn = {"do_sample": True, "seed": 1, "max_new_tokens": 12}
+
+    def chat() -> list[str]:
+        return [flash.chat(image, messages, max_new_tokens=12) for image in images]
+
+    def batch() -> list[str]:
+        return flash.chat_batch([(image, messages) for image in images], **drawn)
+
+    def rounds() -> list[str]:
+        asked = flash.start(images[0])
+        return [asked.ask(question, max_new_tokens=9) for question in ("One?", "Two?")]
+
+    ways = [chat, batch, rounds, chat]
+    alone = [way() for way in ways]
+    assert len({answer for answers in alone for answer in answers}) > 6
+    with ThreadPoolExecutor(len(ways)) as pool:
+        for _ in range(3):
+            assert list(pool.map(lambda way: way(), ways)) == alone
+
+
+@pytest.mark.usefixtures("always_worthwhile")
+@pytest.mark.parametrize("arithmetic", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_stay_where_they_are(tmp_path, monkeypatch, kind, tied, arithmetic):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier, Thread
 
 import pytest
 import torch
@@ -14,8 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import picture, teach_answer, tiny_model, user
 
-from flashvl import FlashVL
-from flashvl.errors import ArgumentError, CheckpointError, ImageError, MessageError
+from flashvl import FlashVL, FlashVLModel
+from flashvl.errors import (
+    ArgumentError,
+    CheckpointError,
+    DeviceError,
+    ImageError,
+    MessageError,
+)
 from flashvl.generation.conversation import Conversation, common_prefix
 from flashvl.generation.generate import generate
 
@@ -181,6 +189,102 @@ def test_of_two_streams_at_once_the_older_one_says_that_it_is_over():
         next(older)
     assert first + "".join(newer) == "It:是🔴!"
     assert [message["content"] for message in asked.messages] == ["Two?", "It:是🔴!"]
+
+
+def in_a_thread(function):
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_of_two_threads_that_ask_at_once_none_gets_a_wrong_answer(flash):
+    """Whatever comes between them, an answer that is given is the right one."""
+    wanted = flash.chat(picture(), user(), max_new_tokens=12)
+    for _ in range(12):
+        asked, barrier = flash.start(picture()), Barrier(2)
+
+        def ask(asked=asked, barrier=barrier) -> str:
+            barrier.wait(60)
+            try:
+                return asked.ask("What is this?", max_new_tokens=12)
+            except ArgumentError as error:
+                return f"refused: {error}"
+
+        with ThreadPoolExecutor(2) as pool:
+            answers = [one.result() for one in (pool.submit(ask), pool.submit(ask))]
+        failed = [answer for answer in answers if answer.startswith("refused: ")]
+        given = [answer for answer in answers if answer not in failed]
+        assert all("another thread" in answer for answer in failed)
+        contents = [message["content"] for message in asked.messages]
+        assert contents[:2] == ["What is this?", wanted]
+        assert sorted(contents[1::2]) == sorted(given)
+
+
+def test_another_thread_is_refused_until_the_round_has_come_to_its_end(flash):
+    wanted = flash.chat(picture(), user("One?"), max_new_tokens=9)
+    asked = flash.start(picture())
+    stream = asked.stream("One?", max_new_tokens=9)
+    in_a_thread(lambda: asked.stream("Not yet begun?"))
+    first = next(stream)
+    for ask in (asked.ask, lambda question: next(asked.stream(question))):
+        with pytest.raises(ArgumentError, match="another thread"):
+            in_a_thread(lambda ask=ask: ask("Two?"))
+    assert first + "".join(stream) == wanted
+    assert len(asked.messages) == 2
+    in_a_thread(lambda: check_round(flash, asked, picture(), "Two?", max_new_tokens=9))
+    check_round(flash, asked, picture(), "Three?", max_new_tokens=9)
+
+
+def test_a_stream_that_is_dropped_or_whose_thread_has_ended_keeps_nobody_out(flash):
+    asked = flash.start(picture())
+    stream = asked.stream("One?", max_new_tokens=9)
+    next(stream)
+    del stream
+    in_a_thread(lambda: check_round(flash, asked, picture(), "Two?", max_new_tokens=5))
+    kept = asked.stream("Three?", max_new_tokens=9)
+    thread = Thread(target=next, args=(kept,))
+    thread.start()
+    thread.join()
+    check_round(flash, asked, picture(), "Four?", max_new_tokens=5)
+    with pytest.raises(ArgumentError, match="another question"):
+        next(kept)
+    check_round(flash, asked, picture(), "Five?", max_new_tokens=5)
+
+
+def test_a_stream_may_be_handed_to_another_thread(flash):
+    """Who goes on with it has the conversation."""
+    asked, wanted = flash.start(None), flash.chat(None, user("One?"), max_new_tokens=9)
+    stream = asked.stream("One?", max_new_tokens=9)
+    pieces, barrier = [next(stream)], Barrier(2)
+
+    def go_on() -> None:
+        pieces.append(next(stream))
+        barrier.wait(60)
+        barrier.wait(60)
+        pieces.extend(stream)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(go_on)
+        barrier.wait(60)
+        with pytest.raises(ArgumentError, match="another thread"):
+            asked.ask("Two?")
+        barrier.wait(60)
+        done.result()
+    assert "".join(pieces) == wanted
+
+
+def test_a_model_without_weights_has_no_answer(flash):
+    with torch.device("meta"):
+        network = FlashVLModel(flash.config)
+    bare = FlashVL(network, flash.tokenizer, flash.stop_ids)
+    for image in (picture(), None):
+        for ask in (
+            lambda image: bare.chat(image, user()),
+            lambda image: bare.chat_batch([(image, user())]),
+            lambda image: bare.stream(image, user()),
+            bare.start,
+        ):
+            with pytest.raises(DeviceError, match="meta"):
+                ask(image)
 
 
 def test_bfloat16_weights_answer_too():

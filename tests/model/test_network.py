@@ -7,6 +7,7 @@ import dataclasses
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -330,6 +331,105 @@ def test_pixels_without_a_place_are_refused(any_flash):
     text = any_flash.prepare(None, user()).input_ids
     with pytest.raises(ArgumentError, match="have 0 places"):
         any_flash.model(text, pixels, grids)
+
+
+def whole(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.long)
+
+
+NO_TENSORS = [5, "ids", [[1, 2]], np.ones((1, 4), int), object(), 10**5000, "x\n" * 10**6]
+# For 1 x 4 tokens of text.
+MALFORMED = {
+    "input_ids": [
+        *(None, *NO_TENSORS, whole(), whole(4), whole(1, 1, 4), whole(1, 0), whole(0, 4)),
+        *(whole(1, 4).to(dtype) for dtype in (torch.float32, torch.bool, torch.uint8)),
+        *(whole(1, 4).to_sparse(), whole(1, 4).to("meta")),
+        *(torch.tensor([[1, 2, 3, one]]) for one in (320, -1, -199, -202, 2**62, -(2**63))),
+        *(torch.tensor([[one]]) for one in (320, -1, -200)),
+    ],
+    "pixels": [
+        *(*NO_TENSORS, torch.ones(3, 16, 16), torch.ones(1, 1, 16, 16), torch.ones(1, 3, 16)),
+        *(torch.ones(1, 3, *size) for size in ((15, 16), (16, 15), (16, 32), (8, 8), (18, 18))),
+        *(
+            torch.ones(1, 3, 16, 16).to(dtype)
+            for dtype in (torch.uint8, torch.complex64, torch.bool)
+        ),
+        *(torch.ones(1, 16, 16, 3), torch.ones(1, 3, 16, 16).to("meta"), torch.ones(1, 3, 0, 0)),
+        torch.ones(1, 3, 16, 16).to_sparse(),
+    ],
+    "grids": [[(1, 1)], 5, "grids", np.ones((1, 2)), torch.ones(1, 2), object(), 10**5000],
+    "positions": [*NO_TENSORS, whole(4), whole(1, 5), whole(2, 4), torch.ones(1, 4), whole(1, 1)],
+    "mask": [
+        *(*NO_TENSORS, torch.ones(1, 1, 4, 4), torch.ones(4, 4) > 0, torch.ones(1, 2, 4, 4) > 0),
+        *(torch.ones(2, 1, 4, 4) > 0, torch.ones(1, 1, 4, 5) > 0, torch.ones(1, 1, 5, 4) > 0),
+    ],
+    "cache": [5, "cache", object(), {}, 10**5000],
+    "logits_at": [
+        *(None, *NO_TENSORS, torch.tensor(1), whole(1, 4), torch.ones(1, 3) > 0, torch.ones(4) > 0),
+        *(
+            slice("a", None),
+            slice(None, None, -1),
+            slice(None, None, 0),
+            slice(0.5),
+            slice(10**40),
+            (0, 1),
+            [True],
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_arguments_are_refused_in_one_line(flash, name):
+    for value in MALFORMED[name]:
+        arguments = {"input_ids": whole(1, 4), name: value}
+        with pytest.raises(ArgumentError) as refusal:
+            flash.model(**arguments)
+        message = str(refusal.value)
+        assert name.partition("_")[0] in message
+        assert len(message) <= 300
+        assert message.isprintable()
+
+
+def test_a_cache_of_another_model_or_batch_is_refused(flash):
+    config = flash.model.config.decoder
+    caches = [
+        KVCache(config, 9, 2),
+        KVCache(dataclasses.replace(config, layers=3), 9),
+        KVCache(dataclasses.replace(config, head_width=8), 9),
+        KVCache(dataclasses.replace(config, key_value_heads=1), 9),
+        KVCache(config, 9, dtype=torch.bfloat16),
+        KVCache(config, 9, device="meta"),
+    ]
+    for cache in caches:
+        with pytest.raises(ArgumentError, match="cache"):
+            flash.model(whole(1, 4), cache=cache)
+        assert cache.length == 0
+    cache = new_cache(flash.model, 9)
+    logits_of(flash.model, whole(1, 4), cache=cache)
+    with pytest.raises(ArgumentError, match=r"mask .* \(1, 1, 4, 8\)"):
+        flash.model(whole(1, 4), mask=torch.ones(1, 1, 4, 4) > 0, cache=cache)
+
+
+def test_what_fits_is_not_refused(any_flash):
+    """Other dtypes and one row for all; numbers that are not finite are the caller's own."""
+    model = any_flash.model
+    ids, pixels, grids = any_flash.prepare(picture(), user())
+    wanted = logits_of(model, ids, pixels, grids)
+    for dtype in (torch.float64, torch.float32):
+        assert torch.equal(logits_of(model, ids.int(), pixels.to(dtype), grids), wanted)
+    assert logits_of(model, ids, pixels.half(), grids).isfinite().all()
+    assert logits_of(model, ids, pixels * torch.nan, grids).isnan().any()
+    assert torch.equal(logits_of(model, ids, pixels, tuple(grids)), wanted)
+    text = ids.masked_fill(ids < 0, 3).expand(2, -1)
+    positions = torch.arange(text.shape[1], dtype=torch.int32)[None]
+    mask = torch.ones(1, 1, *2 * text.shape[1:], dtype=torch.bool).tril()
+    alone = logits_of(model, text)
+    torch.testing.assert_close(
+        logits_of(model, text, None, [], positions=positions, mask=mask), alone
+    )
+    for wanted_at in (slice(10**9), slice(-(10**9), None, 10**9)):
+        assert logits_of(model, text, logits_at=wanted_at).shape[0] == 2
 
 
 def test_an_unknown_tower_is_refused(flash):

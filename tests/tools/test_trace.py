@@ -311,7 +311,7 @@ def test_published_models_need_no_weights_and_no_hub(repository, capsys, monkeyp
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     monkeypatch.setattr("huggingface_hub.scan_cache_dir", refuse)
     assert main(["trace", "--model", repository, "--dry", "--max-new-tokens", "2"]) == 0
     output = capsys.readouterr().out
