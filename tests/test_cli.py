@@ -24,6 +24,7 @@ COMMANDS = (
     "bench",
     "train",
     "score",
+    "evaluate",
 )
 
 

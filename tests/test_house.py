@@ -32,6 +32,18 @@ ARROWS = {
     "chat": {"errors", "config", "device", "input", "model", "checkpoint", "generation", "fast"},
     "training": {"errors", "reading", "terminal", "checkpoint"},
     "nano": {"errors", "config", "terminal", "device", "input", "model", "chat", "training"},
+    "evaluation": BOTTOM
+    | {
+        "storage",
+        "terminal",
+        "device",
+        "model",
+        "input",
+        "checkpoint",
+        "generation",
+        "chat",
+        "nano",
+    },
     "tools": BOTTOM
     | {
         "terminal",

@@ -28,7 +28,7 @@ def load_image(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray):
         image = _from_array(image)
     elif isinstance(image, bytes | bytearray | memoryview):
-        image = _decode(io.BytesIO(image), "the bytes given as image")
+        image = decode_image(image, "the bytes given as image")
     elif isinstance(image, str | os.PathLike):
         image = _read(image)
     elif not isinstance(image, Image.Image):
@@ -40,7 +40,7 @@ def load_image(image: ImageLike) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata
             return _to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # damaged metadata, or a lazily opened picture: as in `_decode`
+    except Exception as error:  # damaged metadata, or a lazily opened picture: as in `decode_image`
         raise ImageError(f"the image is damaged or not supported: {one_line(error)}") from error
 
 
@@ -56,16 +56,19 @@ def _read(path: str | os.PathLike) -> Image.Image:
         raise ImageError(f"there is no file {path}; check the path of the image") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"the image {path} cannot be read: {one_line(error)}") from error
-    return _decode(io.BytesIO(contents), str(path))
+    return decode_image(contents, str(path))
 
 
-def _decode(file: io.BytesIO, name: str) -> Image.Image:
-    """Opens and decodes all of a file's first frame, so that damage shows here."""
+def decode_image(contents: bytes | bytearray | memoryview, name: str) -> Image.Image:
+    """A file's first frame as it is stored, decoded, so that damage shows here.
+
+    `name` is what the error, an `ImageError`, calls the file.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(file)
+            image = Image.open(io.BytesIO(contents))
             _check_size(*image.size)
             image.load()
             return image
