@@ -220,6 +220,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_seed(score, "of the scenes")
     _add_device(score)
     _add_quantize(score, "the decoder's weights as int8")
+
+    _add_evaluate(
+        command(
+            "evaluate",
+            ".evaluation.evaluate",
+            "answer and score the benchmarks of the model card, or a table of your own",
+            "--model nano --data nano --out runs/evaluation",
+        )
+    )
     return parser
 
 
@@ -277,6 +286,50 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="torch.compile against the model as it is"
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    which = evaluate.add_mutually_exclusive_group()
+    which.add_argument(
+        "--data",
+        nargs="+",
+        metavar="SET|FILE.tsv",
+        help="sets by name from VLMEvalKit's folder, tables of that form, or nano, which is drawn "
+        "(default: all sets that are in that folder)",
+    )
+    which.add_argument(
+        "--score",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="score predictions that are there: MODEL_SET.tsv or MODEL_SET.xlsx",
+    )
+    _add_model(evaluate)
+    evaluate.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("runs/evaluation"),
+        help="answers are kept here, and a run goes on where it was (default: runs/evaluation)",
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N rows of each set")
+    _add_count(evaluate, "--batch", 16, "rows that are answered together")
+    evaluate.add_argument(
+        "--rules",
+        choices=["2025", "head"],
+        default="2025",
+        help="of scoring: as for the model card, or the kit's present ones (default: 2025)",
+    )
+    evaluate.add_argument(
+        "--reencode",
+        choices=["jpeg", "none"],
+        default="jpeg",
+        help="pictures go through JPEG, as for the model card, or not (default: jpeg)",
+    )
+    _add_device(evaluate)
+    _add_dtype(evaluate)
+    _add_quantize(evaluate, "the decoder's weights as int8")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as well")
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:

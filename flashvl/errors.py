@@ -45,6 +45,10 @@ class ArgumentError(FlashVLError):
     """An argument has a value that makes no sense."""
 
 
+class TableError(FlashVLError):
+    """A table of questions or answers, or a row of it, cannot be read or used."""
+
+
 class ConfigError(FlashVLError):
     """A config file cannot be read, or says something that this code does not build."""
 

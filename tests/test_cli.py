@@ -29,6 +29,7 @@ COMMANDS = (
     "bench",
     "train",
     "score",
+    "evaluate",
 )
 
 

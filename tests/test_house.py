@@ -32,6 +32,18 @@ ARROWS = {
     "chat": BOTTOM | {"device", "input", "model", "checkpoint", "generation", "fast"},
     "training": {"errors", "storage", "reading", "terminal", "checkpoint"},
     "nano": BOTTOM | {"terminal", "storage", "device", "input", "model", "chat", "training"},
+    "evaluation": BOTTOM
+    | {
+        "storage",
+        "terminal",
+        "device",
+        "model",
+        "input",
+        "checkpoint",
+        "generation",
+        "chat",
+        "nano",
+    },
     "tools": BOTTOM
     | {
         "terminal",

@@ -15,12 +15,12 @@ from ..errors import ArgumentError
 from ..input.image import ImageLike
 from ..input.processor import Processor, Prompt
 from ..input.prompt import Message
-from ..model.network import FlashVLModel, image_places
+from ..model.network import FlashVLModel
 from .generate import (
     BeginDecode,
     check_length,
     generate,
-    new_cache,
+    read_picture,
     read_prompt,
     whole_characters,
 )
@@ -55,8 +55,6 @@ class Conversation:
             self.messages = [{"role": "system", "content": system}]
         self._model, self._processor = model, processor
         self._stop_ids, self._begin = stop_ids, begin
-        # The last prompt and the answer to it; the cache holds the first of them.
-        self._ids: list[int] = []
         # The round that is under way, and the thread that it runs in.
         self._round: object = None
         self._thread: Thread | None = None
@@ -66,18 +64,11 @@ class Conversation:
             prompt = processor(image, self._with(""))
             self._picture = prompt.to(model.device)
             self._tiles = 0 if prompt.pixels is None else len(prompt.pixels)
-            self._cache = new_cache(model)
             if self._tiles:
-                self._read_picture()
-
-    def _read_picture(self) -> None:
-        """The beginning that all prompts of the conversation share: up to the last image token."""
-        ids, pixels, grids = self._picture
-        check_length(ids.shape[1], self._model.config.decoder.context)
-        shared = int(image_places(ids)[0].nonzero()[-1]) + 1
-        self._ids = ids[0, :shared].tolist()
-        self._cache.reserve(shared)
-        self._model(ids[:, :shared], pixels, grids, cache=self._cache, logits_at=slice(0))
+                check_length(prompt.input_ids.shape[1], model.config.decoder.context)
+            self._cache = read_picture(model, self._picture)
+            # The last prompt and the answer to it; the cache holds the first of them.
+            self._ids: list[int] = prompt.input_ids[0, : self._cache.length].tolist()
 
     def ask(self, question: str, **options: Unpack[SamplingOptions]) -> str:
         """The answer to one more question. Options: see `Sampling`.

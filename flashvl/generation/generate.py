@@ -17,7 +17,7 @@ from ..errors import CheckpointError, MessageError
 from ..input.processor import Prompt, text_ids
 from ..input.tokenizer import Tokenizer
 from ..model.cache import KVCache
-from ..model.network import FlashVLModel
+from ..model.network import FlashVLModel, image_places
 from .sampling import Sampling, next_token
 
 LAST = slice(-1, None)  # of a row's tokens
@@ -44,6 +44,21 @@ class Row:
     generator: torch.Generator | None
     number: int | None = None
     ids: list[int] = field(default_factory=list)
+
+
+@torch.inference_mode()
+def read_picture(model: FlashVLModel, prompt: Prompt) -> KVCache:
+    """A cache that holds the beginning of a prompt up to its last image token.
+
+    All prompts about a picture share it. Without a picture nothing is shared: the cache is empty.
+    """
+    cache = new_cache(model)
+    if prompt.pixels is not None:
+        shared = int(image_places(prompt.input_ids)[0].nonzero()[-1]) + 1
+        cache.reserve(shared)
+        ids = prompt.input_ids[:, :shared]
+        model(ids, prompt.pixels, prompt.grids, cache=cache, logits_at=slice(0))
+    return cache
 
 
 @torch.inference_mode()

@@ -61,7 +61,7 @@ def load_image(image: ImageLike) -> Image.Image:
     elif isinstance(image, np.ndarray):
         image = _from_array(image)
     elif isinstance(image, bytes | bytearray | memoryview):
-        image = _decode(_contents(image), "the image given as bytes")
+        image = decode_image(_contents(image), "the image given as bytes")
     elif isinstance(image, str | os.PathLike):
         image = _read(image)
     else:
@@ -97,7 +97,7 @@ def _read(path: str | os.PathLike) -> Image.Image:
         raise ImageError(f"the image {name} cannot be read: {reason}") from error
     except ValueError as error:
         raise ImageError(f"the image {name} cannot be read: {one_line(error)}") from error
-    return _decode(contents, name)
+    return decode_image(contents, name)
 
 
 def _contents(given: bytes | bytearray | memoryview) -> bytes:
@@ -116,7 +116,11 @@ def _check_length(length: int, name: str) -> None:
         )
 
 
-def _decode(contents: bytes, name: str) -> Image.Image:
+def decode_image(contents: bytes, name: str) -> Image.Image:
+    """A file's first frame as it is stored, decoded, so that damage shows here.
+
+    `name` is what the error, an `ImageError`, calls the file.
+    """
     refuse_bombs(contents, name)
     Image.init()
     formats = [one for one in FORMATS if one in Image.OPEN]  # Pillow may be built without AVIF

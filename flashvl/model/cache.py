@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -76,6 +77,13 @@ class KVCache:
         both.padding = torch.tensor(counts, device=first.device)  # (B)
         return both
 
+    def copied(self, capacity: int) -> KVCache:
+        """A cache of its own with the same tokens and room for `capacity` in all."""
+        other = copy(self)
+        other.keys = self._grown(self.keys, capacity)
+        other.values = self._grown(self.values, capacity)
+        return other
+
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
@@ -135,9 +143,11 @@ class KVCache:
             padding = self.padding[rows]  # (B)
             unneeded = int(padding.min())
             self.padding = padding - unneeded  # (B)
-        self.keys = self.keys[:, rows, :, unneeded:]  # (layers, B, K, capacity, head width)
-        self.values = self.values[:, rows, :, unneeded:]  # (layers, B, K, capacity, head width)
+        capacity, filled = self.capacity - unneeded, slice(unneeded, self.length)
         self.length -= unneeded
+        # The filled part alone is copied: there may be room for many more tokens.
+        self.keys = self._grown(self.keys[:, rows, :, filled], capacity)
+        self.values = self._grown(self.values[:, rows, :, filled], capacity)
 
     def _grown(self, filled: Tensor, capacity: int) -> Tensor:
         grown = filled.new_empty(*filled.shape[:3], capacity, filled.shape[4])

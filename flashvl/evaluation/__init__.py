@@ -1,0 +1,1 @@
+"""The model card's benchmarks and one's own questions: prompts, answers, scores."""
