@@ -43,7 +43,8 @@ def stays_in_bfloat16(headers: Headers) -> bool:
 def fit_to_cpu(whole: nn.Module, arithmetic: bool | None = None) -> None:
     """Gives bfloat16 weights, in place, the products that suit the CPU.
 
-    `whole` is a network or a part of one. `arithmetic`: whether the CPU multiplies bfloat16 in its own instructions; None looks.
+    `whole` is a network or a part of one. `arithmetic`: whether the CPU multiplies bfloat16 in its
+    own instructions; None looks.
     """
     if has_bfloat16_arithmetic() if arithmetic is None else arithmetic:
         replace_linears(whole, OneRowLinear)

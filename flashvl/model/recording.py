@@ -14,7 +14,7 @@ INPUT = " input"  # after a part's name: what goes into it, not what comes out
 
 @contextmanager
 def recorded(whole: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """The outputs (or inputs, see `INPUT`) of the named submodules of a module while the context lasts.
+    """The outputs (or inputs, see `INPUT`) of a module's named parts while the context lasts.
 
     Of a part that runs more than once the last.
     """

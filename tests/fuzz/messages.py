@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import reprlib
 import unicodedata
 from collections import OrderedDict, UserDict, UserList, UserString
 from collections.abc import Callable, Mapping, Sequence
@@ -127,10 +128,10 @@ def case(random: Random, place: Path) -> Case:
 
 def described(given: Any) -> str:
     """A beginning of what was given, in letters that no terminal minds."""
-    try:
-        return ascii(given)[:100]
-    except Exception:
-        return type(given).__name__
+    return SHORT.repr(given).encode("ascii", "backslashreplace").decode()[:100]
+
+
+SHORT = reprlib.Repr()  # of a text some ends alone
 
 
 def check_prompt(model: FlashVL, ids: list[int], given: Any) -> None:

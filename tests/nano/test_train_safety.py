@@ -341,6 +341,28 @@ def test_a_training_keeps_its_folder_until_it_ends(tiny, tmp_path, monkeypatch):
     assert not is_held(folder)
 
 
+def test_ctrl_c_between_two_stages_saves_and_ends_the_run(
+    tiny, whole, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "run"
+    save, moments = train_module.save_state, []
+
+    def interrupted(file, parameters, settings, optimizers, stage, step):
+        if (stage, step) == (1, 0):
+            moments.append(multiprocessing.active_children())
+            signal.raise_signal(signal.SIGINT)
+        save(file, parameters, settings, optimizers, stage, step)
+
+    monkeypatch.setattr(train_module, "save_state", interrupted)
+    command = ["train", "--steps", str(STEPS), "--out", str(folder)]
+    assert main(command) == 130
+    assert "go on with: flashvl train" in capsys.readouterr().out
+    assert moments == [[]]  # what drew the batches of the first stage has ended
+    monkeypatch.setattr(train_module, "save_state", save)
+    assert main([*command, "--resume"]) == 0
+    assert_same_run(folder, whole)
+
+
 @pytest.mark.parametrize(
     ("module", "name", "time"),
     [
