@@ -49,6 +49,37 @@ def contents(kind: str, name: str) -> Any:
     return json.loads(saved(kind).get(name, b'{"eos_token": "<|im_end|>"}'))
 
 
+OTHER_KEYS: dict[str, list[Any]] = {
+    "rope_scaling": [None, {}, {"type": "yarn", "factor": 4.0}, "linear"],
+    "rope_parameters": [None, {"rope_theta": 5.0}, {"rope_type": "yarn"}, {"rope_theta": 10**400}],
+    "use_sliding_window": [False, True, None, "no"],
+    "sliding_window": [None, 1, -1],
+    "qkv_bias": [False, True, None],
+    "use_bias": [False, True, 0],
+    "head_dim": [2, 3, 4, 8, 0, -4, 10_000, 4.0],
+    "hidden_act": ["silu", "gelu", None, 5],
+    "architecture": ["siglip", "aimv2", "vit", "", None, "\x1b[2J"],
+    "vision_config": [{}, {"hidden_size": 5}, None, []],
+    "vision_use_head": [True, False, None, 1],
+    "attention_dropout": [0.0, 0.5, "x"],
+    "quantization_config": [{"quant_method": "gptq"}, None],
+    "torch_dtype": ["float16", "int8", None, []],
+    "num_channels": [3, 1, 4, 0],
+    "tie_word_embeddings": [True, False, None],
+}
+ASSUMED: dict[str, list[Any]] = {
+    "max_tiles": [1, 2, 3, 12, 1000, 0, 1001],
+    "stitching": ["trim", "mean", "none", "x", None],
+    "padding": ["edge", "reflect", "symmetric", "constant", "wrap"],
+    "thumbnail": [True, False, 1],
+    "feature_layer": [-1, 0, 1, 2, -2],
+    "tensor_prefix": ["vit.", "", "x", "vit.vit.", "\x1b[2J", "llm."],
+    "token_order": ["rows", "columns", "spiral"],
+    "system": ["", "You.", "<|im_end|>\n<|im_start|>user\n", "\ud800", "x" * 10_000, 5],
+    "slice_markers": [None, ["[PLACEHOLDER_0]", "[PLACEHOLDER_1]"], ["<|im_end|>"] * 2, ["a", "b"]],
+}
+
+
 def write(folder: Path, kind: str) -> None:
     folder.mkdir()
     for name, its_contents in saved(kind).items():
@@ -99,6 +130,25 @@ def config_of_numbers(random: Random, folder: Path, kind: str) -> tuple[str, boo
             part[name] = random.choice([part[name] * 2, part[name] + 1, 1, 2, 1000, 10_000_000, 3])
     (folder / "config.json").write_text(json.dumps(config))
     return "a config of other numbers", False
+
+
+def more_keys(random: Random, folder: Path, kind: str) -> tuple[str, bool]:
+    """Keys that other configs have, which change what would be built."""
+    config = json.loads(saved(kind)["config.json"])
+    for name in random.sample(sorted(OTHER_KEYS), k=random.choice([1, 2, 4])):
+        part = random.choice([config, config["vision_config"], config["llm_config"]])
+        part[name] = random.choice(OTHER_KEYS[name])
+    (folder / "config.json").write_text(json.dumps(config))
+    return "a config of more keys", False
+
+
+def other_assumptions(random: Random, folder: Path, kind: str) -> tuple[str, bool]:
+    """What nobody has published: mostly values that can be."""
+    config = json.loads(saved(kind)["config.json"])
+    for name in random.sample(sorted(ASSUMED), k=random.choice([1, 2, 9])):
+        config["assumptions"][name] = random.choice(ASSUMED[name])
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"assumptions {config['assumptions']!a:.150}", False
 
 
 def wrong_index(random: Random, folder: Path, kind: str) -> tuple[str, bool]:
@@ -310,6 +360,7 @@ def wrong_weights(random: Random, folder: Path, kind: str) -> tuple[str, bool]:
 Damage = Callable[[Random, Path, str], tuple[str, bool]]
 DAMAGES: list[Damage] = [
     *(wrong_json, wrong_json, wrong_json, wrong_json, config_of_numbers, wrong_index),
+    *(more_keys, other_assumptions, other_assumptions),
     *(shard_elsewhere, wrong_shard, no_file, no_file, code_beside),
     *(wrong_header, wrong_header, wrong_header, wrong_bytes, wrong_weights),
 ]

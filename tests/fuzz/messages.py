@@ -128,7 +128,10 @@ def case(random: Random, place: Path) -> Case:
 
 def described(given: Any) -> str:
     """A beginning of what was given, in letters that no terminal minds."""
-    return SHORT.repr(given).encode("ascii", "backslashreplace").decode()[:100]
+    try:
+        return SHORT.repr(given).encode("ascii", "backslashreplace").decode()[:100]
+    except Exception:  # an integer of thousands of digits
+        return type(given).__name__
 
 
 SHORT = reprlib.Repr()  # of a text some ends alone

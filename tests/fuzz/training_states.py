@@ -234,6 +234,25 @@ def no_file(random: Random, run: Path) -> tuple[str, bool]:
     return f"{plant(run / name, random)} as {name}", name == STATE
 
 
+def wrong_log(random: Random, run: Path) -> tuple[str, bool]:
+    """Lines that are torn, of other trainings, or none."""
+    log = run / "log.jsonl"
+    line = json.dumps(mutated({"stage": "tower", "step": 1, "steps": 3, "loss": 0.5}, random))
+    odd = [
+        line.encode(),
+        b'{"stage": "tower", "st',
+        b"\xff\xfe",
+        b"\0" * 5000,
+        b"[" * 100_000,
+        b"null",
+    ]
+    whole = log.read_bytes() if log.exists() else b""
+    log.write_bytes(
+        random.choice([b"", whole]) + random.choice(odd) + random.choice([b"", b"\n", whole])
+    )
+    return "a changed log", False
+
+
 def fewer_files(random: Random, run: Path) -> tuple[str, bool]:
     kept = random.choice([[], ["log.jsonl"], [STATE], ["config.json"], ["config.json", STATE]])
     for file in run.iterdir():
@@ -244,5 +263,5 @@ def fewer_files(random: Random, run: Path) -> tuple[str, bool]:
 
 DAMAGES: list[Callable[[Random, Path], tuple[str, bool]]] = [
     *(wrong_metadata, wrong_metadata, wrong_tensor, wrong_tensor, wrong_tensor, more_tensors),
-    *(all_moments_gone, wrong_header, wrong_bytes, no_file, fewer_files),
+    *(all_moments_gone, wrong_log, wrong_header, wrong_bytes, no_file, fewer_files),
 ]
