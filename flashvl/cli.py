@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
 from .config import CHOICES, DTYPES, QUANTIZATIONS
-from .errors import FlashVLError
-from .terminal import say
+from .errors import FlashVLError, printable, shortened
+from .terminal import discard, say
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {FlashVLError(message)}; see {self.prog} --help\n")
+        reason = shortened(printable(message), 200)
+        say(f"{self.prog}: {reason}; see {self.prog} --help")
+        self.exit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("")
         return 130
     except BrokenPipeError:  # the reader has gone
-        _discard_output()
+        discard(sys.stdout)
         return 0
     except (OSError, MemoryError) as error:
-        _discard_output()
+        discard(sys.stdout)
         reason = getattr(error, "strerror", None) or str(error) or "memory ran out"
         place = getattr(error, "filename", None)
         say(f"flashvl: {FlashVLError(f'{reason}: {place}' if place else reason)}")
@@ -72,12 +72,6 @@ def _import_whole(module: str) -> ModuleType:
         signal.signal(signal.SIGINT, before)
         if interrupted:
             raise KeyboardInterrupt
-
-
-def _discard_output() -> None:
-    """Lets what Python still holds go nowhere: it would fail once more when Python ends."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TextIO
 
 BAR = 20  # letters of a progress bar
 TEXT = 56  # letters beside it; a line of both fits into 80 columns
@@ -37,8 +39,16 @@ def end_progress() -> None:
 def say(text: str, end: str = "\n") -> None:
     """Prints to standard error, which answers never use; nothing if it is closed or full."""
     if sys.stderr is not None:  # else print would take standard output
-        with suppress(OSError, ValueError):
+        try:
             print(text, end=end, file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            discard(sys.stderr)
+
+
+def discard(stream: TextIO) -> None:
+    """Lets what a stream still holds go nowhere: it would fail once more when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_terminal() -> bool:
