@@ -84,11 +84,13 @@ def cut_log(log: Path, stages: Sequence[str], stage: int, step: int) -> None:
         is_whole = line.endswith(b"\n") and is_integer(its_step)
         return is_whole and (its_stage, its_step) <= (stage, step)
 
+    passing = log.with_suffix(".writing")
     try:
+        passing.unlink(missing_ok=True)
         written = read_bounded(log, MAX_LOG_BYTES)
         kept = b"".join(line for line in written.splitlines(keepends=True) if is_done(line))
         if kept != written:
-            replace(log, kept, log.with_suffix(".writing"))
+            replace(log, kept, passing)
     except FileNotFoundError:
         return
     except OSError as error:

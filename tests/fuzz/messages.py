@@ -206,7 +206,8 @@ def message(random: Random, role: Any) -> Any:
 
 
 MAPPINGS: list[Callable[[dict[str, Any]], Any]] = [
-    *(UserDict, MappingProxyType, OrderedDict, list, tuple, str),
+    *(UserDict, MappingProxyType, OrderedDict, list, tuple),
+    lambda one: "role, content",
     lambda one: SimpleNamespace(**one),
     lambda one: list(one.items()),
     lambda one: Mutable([one["content"], 5, "\ud800"]),
