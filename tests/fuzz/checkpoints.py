@@ -17,7 +17,7 @@ from folders import INDEX, SINGLE, in_shards
 from safetensors.torch import load
 from tiny import picture, tiny_model, user
 
-from flashvl import FlashVL
+from flashvl import FlashVL, FlashVLError
 from flashvl.tools import verify
 from fuzz.damage import (
     damaged,
@@ -135,9 +135,9 @@ def config_of_numbers(random: Random, folder: Path, kind: str) -> tuple[str, boo
 def more_keys(random: Random, folder: Path, kind: str) -> tuple[str, bool]:
     """Keys that other configs have, which change what would be built."""
     config = json.loads(saved(kind)["config.json"])
+    parts = [config, config["vision_config"], config["llm_config"]]
     for name in random.sample(sorted(OTHER_KEYS), k=random.choice([1, 2, 4])):
-        part = random.choice([config, config["vision_config"], config["llm_config"]])
-        part[name] = random.choice(OTHER_KEYS[name])
+        random.choice(parts)[name] = random.choice(OTHER_KEYS[name])
     (folder / "config.json").write_text(json.dumps(config))
     return "a config of more keys", False
 
@@ -440,7 +440,10 @@ def hostile_save(random: Random, place: Path) -> Case:
             raise Broken("a passing file was left", ", ".join(left))
         if load(written.joinpath(SINGLE).read_bytes()).keys() != load(saved("iss")[SINGLE]).keys():
             raise Broken("the saved model has other tensors")
-        use(FlashVL.from_pretrained(written, device="cpu"))
+        try:
+            use(FlashVL.from_pretrained(written, device="cpu"))
+        except FlashVLError as error:
+            raise Broken("the saved model is refused", str(error)) from error
 
     what = f"saved to {what}{', overwriting' * overwrite}"
     return Case(what, do, writes=(place,), replaces=overwrite)

@@ -18,24 +18,9 @@ MAX_LINE = 320  # characters of an error: about 300
 SPRUNG = "sprung"  # the file that whatever is planted would make, in the place of the case
 
 # Audit events of Python -> what they are a sign of.
-SIGNS = {
-    **dict.fromkeys(
-        [
-            "subprocess.Popen",
-            "os.exec",
-            "os.fork",
-            "os.forkpty",
-            "os.posix_spawn",
-            "os.spawn",
-            "os.startfile",
-            "os.system",
-            "pty.spawn",
-        ],
-        "start",
-    ),
-    "socket.connect": "connect",
-    "pickle.find_class": "unpickle",
-}
+STARTS = ["subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn"]
+SIGNS = dict.fromkeys([*STARTS, "os.startfile", "os.system", "pty.spawn"], "start")
+SIGNS |= {"socket.connect": "connect", "pickle.find_class": "unpickle"}
 
 
 class Broken(Exception):
@@ -219,6 +204,7 @@ def digest(path: str, status: os.stat_result) -> object:
 
 
 def may_change(case: Case, path: str, new: bool, refused: bool) -> bool:
+    """Whether a case allows that this path is new, or else changed or gone."""
     roots = map(str, case.writes)
     below = any(path == root or path.startswith(root + os.sep) for root in roots)
     may_be_there = not refused or case.leaves or os.path.isdir(path)

@@ -26,8 +26,9 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(TESTS)
+    sys.path[:1] = [str(TESTS), str(TESTS.parent)]
 
+from flashvl.terminal import end_progress, show_progress  # noqa: E402
 from fuzz.promise import Problem  # noqa: E402
 from fuzz.worker import ASK  # noqa: E402
 
@@ -87,8 +88,8 @@ class Report:
         for kind, count in sorted(self.count.items()):
             seconds, number, what = self.slowest[kind]
             lines.append(
-                f"{kind}: {count} inputs, {self.refused[kind]} refused, "
-                f"{self.seconds[kind]:.0f} s; slowest {seconds:.1f} s, {kind}:{number} ({what})"
+                f"{kind}: {count} inputs, {self.refused[kind]} refused, {self.seconds[kind]:.0f} s"
+                f"; slowest {seconds:.1f} s, {kind}:{number} ({what:.80})"
             )
         sorts: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
         for one in sorted(self.findings, key=lambda one: one.number):
@@ -163,7 +164,9 @@ class Worker:
         with suppress(subprocess.TimeoutExpired):
             words += f" with the code {self.process.wait(1)}"
         self.close()
-        what, _, rest = (self.folder / "log").read_text(errors="replace").partition("\n")
+        log = self.folder / "log"
+        written = log.read_text(errors="replace") if log.exists() else ""
+        what, _, rest = written.partition("\n")
         problem = Problem(words, where_in(rest), rest)
         return Outcome(what or "?", False, problem, time.monotonic() - begun)
 
@@ -206,6 +209,7 @@ def run(
     report, waiting = Report(), queue.SimpleQueue[tuple[str, int]]()
     for one in inputs:
         waiting.put(one)
+    whole = waiting.qsize()
 
     def work(folder: Path) -> None:
         worker = Worker(folder, seconds, memory)
@@ -215,6 +219,9 @@ def run(
                 outcome = worker.try_one(kind, number)
                 with lock:
                     report.add(kind, number, outcome)
+                    done = sum(report.count.values())
+                    text = f"{done} of {whole} inputs, {len(report.findings)} findings"
+                    show_progress(text, done / whole)
         except queue.Empty:
             pass
         finally:
@@ -237,6 +244,7 @@ def run(
                     waiting.get_nowait()
             for thread in threads:
                 thread.join()
+        end_progress()
     return report
 
 

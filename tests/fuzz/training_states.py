@@ -29,7 +29,7 @@ from flashvl.nano.train import STATE, train
 from flashvl.training.loop import Interrupted
 from flashvl.training.progress import Progress
 from fuzz.checkpoints import joined, split
-from fuzz.damage import damaged, mutated, plant, text, value
+from fuzz.damage import damaged, hostile_name, mutated, plant, text, value
 from fuzz.promise import Case
 
 SETTINGS: dict[str, Any] = {"seed": 5, "device": "cpu"}
@@ -85,6 +85,27 @@ def runs() -> list[dict[str, bytes]]:
 
 
 def case(random: Random, place: Path) -> Case:
+    return random.choices([damaged_run, hostile_settings], [85, 15])[0](random, place)
+
+
+def hostile_settings(random: Random, place: Path) -> Case:
+    """A new run, of settings that make no sense."""
+    odd: dict[str, list[Any]] = {
+        "folder": [hostile_name(random), Path(hostile_name(random)), value(random), b"run"],
+        "seed": [value(random), 2**64, -1],
+        "steps": [0, -1, 2, "2", 2.0, True, 10**400, [], float("nan")],
+        "stitching": [value(random), "mean", "none"],
+        "tower": [hostile_name(random), value(random), Path("nowhere")],
+        "device": [value(random), "meta", "cuda:99", "cpu"],
+    }
+    names = random.sample(sorted(odd), k=random.choice([1, 1, 2]))
+    settings: dict[str, Any] = {"folder": place / "run", **SETTINGS}
+    settings |= {name: random.choice(odd[name]) for name in names}
+    what = ", ".join(f"{name} of type {type(settings[name]).__name__}" for name in names)
+    return Case(f"settings: {what}", lambda: train(tiny(), **settings), writes=(place,))
+
+
+def damaged_run(random: Random, place: Path) -> Case:
     run = place / "run"
     run.mkdir()
     chosen = random.choice(runs())
@@ -104,15 +125,9 @@ def case(random: Random, place: Path) -> Case:
         FlashVL.from_pretrained(target, device="cpu")
 
     resumes = how == "resume"  # a tower is a part of the state, which may be whole
-    begins = "state.writing" in what  # what is wrong shows when the first state is to be saved
-    return Case(
-        f"{how}: {what}",
-        do,
-        must_refuse and resumes,
-        writes=(target,),
-        replaces=resumes,
-        leaves=begins,
-    )
+    must_refuse = must_refuse and resumes
+    leaves = " as " in what  # a file that cannot be written shows when it is to be written
+    return Case(f"{how}: {what}", do, must_refuse, (target,), replaces=resumes, leaves=leaves)
 
 
 State = tuple[dict[str, str], dict[str, Tensor]]
@@ -132,10 +147,9 @@ def wrong_metadata(random: Random, run: Path) -> tuple[str, bool]:
     name = random.choice(["stage", "step", "step", "settings"])
     if name == "settings":
         metadata[name] = json.dumps(mutated(json.loads(metadata[name]), random))
+        odd = ["", "{", "[]", "null", "5", '{"a": NaN}', "[" * 100_000]
         if random.random() < 0.3:
-            metadata[name] = random.choice(
-                ["", "{", "[]", "null", "5", '{"a": NaN}', "[" * 100_000]
-            )
+            metadata[name] = random.choice(odd)
         wrong = False
     else:
         odd = ["99", "-1", "3.5", "x", "", " ", "1e3", "9" * 5000, "NaN", "-99", "4"]
@@ -158,31 +172,16 @@ def wrong_tensor(random: Random, run: Path) -> tuple[str, bool]:
     what = "weight" if kind == "weight" else "moment"
     how = random.choice(["gone", "shape", "dtype", "name", "numbers"])
     if how == "shape":
-        shapes = [
-            tensor.new_zeros(1),
-            tensor.new_zeros(()),
-            tensor.new_zeros(0),
-            tensor[None].clone(),
-        ]
-        others = [one for one in shapes if one.shape != tensor.shape]
-        tensors[name] = random.choice(
-            [*others, tensor.repeat(2, *[1] * (tensor.ndim - 1 or 0))] if tensor.ndim else others
-        )
+        shapes = [(1,), (), (0,), (1, *tensor.shape), (*tensor.shape, 2)]
+        shape = random.choice([one for one in shapes if one != tensor.shape])
+        tensors[name] = tensor.new_zeros(shape)
     elif how == "dtype":
         dtypes = [torch.int64, torch.bool, torch.float64, torch.uint8, torch.complex64]
         tensors[name] = tensor.to(random.choice(dtypes))
     elif how == "name":
-        odd = [
-            "x",
-            "",
-            "/",
-            f"{name}/x",
-            name.replace("/", "."),
-            f"x/{name}",
-            "\x1b[2J/x",
-            "x" * 70_000,
-        ]
-        tensors[random.choice([*odd, name.replace("weight/", "momentum_buffer/")])] = tensor
+        odd = ["x", "", "/", f"{name}/x", f"x/{name}", "\x1b[2J/x", "x" * 70_000]
+        odd += [name.replace("/", "."), name.replace("weight/", "momentum_buffer/")]
+        tensors[random.choice(odd)] = tensor
     elif how == "numbers":
         odd_numbers = [float("nan"), float("inf"), -1.0, 3e38]
         tensors[name] = torch.full_like(tensor, random.choice(odd_numbers))
@@ -195,9 +194,8 @@ def more_tensors(random: Random, run: Path) -> tuple[str, bool]:
     metadata, tensors = read(run)
     for _ in range(random.choice([1, 3])):
         kind = random.choice(["weight", "exp_avg", "momentum_buffer", "step", "x", "exp_avg_sq"])
-        whose = random.choice(
-            [text(random).encode("utf-8", "replace").decode(), "label_head.bias", "x"]
-        )
+        asked = text(random).encode("utf-8", "replace").decode()
+        whose = random.choice([asked, "label_head.bias", "x"])
         name = random.choice([f"{kind}/{whose}", kind])
         tensors.setdefault(name, torch.zeros(random.choice([(), (1,), (3,)])))
     write(run, metadata, tensors)
@@ -238,18 +236,10 @@ def wrong_log(random: Random, run: Path) -> tuple[str, bool]:
     """Lines that are torn, of other trainings, or none."""
     log = run / "log.jsonl"
     line = json.dumps(mutated({"stage": "tower", "step": 1, "steps": 3, "loss": 0.5}, random))
-    odd = [
-        line.encode(),
-        b'{"stage": "tower", "st',
-        b"\xff\xfe",
-        b"\0" * 5000,
-        b"[" * 100_000,
-        b"null",
-    ]
+    odd = [line.encode(), b'{"stage": "tower", "st', b"\xff\xfe", b"\0" * 5000, b"[" * 100_000]
     whole = log.read_bytes() if log.exists() else b""
-    log.write_bytes(
-        random.choice([b"", whole]) + random.choice(odd) + random.choice([b"", b"\n", whole])
-    )
+    before, after = random.choice([b"", whole]), random.choice([b"", b"\n", whole])
+    log.write_bytes(before + random.choice([*odd, b"null"]) + after)
     return "a changed log", False
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from fuzz.promise import WATCH, Case, Problem, judge
 
-ASK = signal.SIGUSR1  # at this signal the process writes into its log where it is
+# At this signal the process writes into its log where it is; Windows has none.
+ASK = getattr(signal, "SIGUSR1", None)
 
 
 def main(connection: Connection, folder: Path, memory: int) -> None:
