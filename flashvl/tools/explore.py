@@ -1,7 +1,7 @@
 """`flashvl explore`: one HTML page in which a whole model lives, and every step of it can be seen.
 
-The page needs nothing else: no server, no network. Its parts lie in the folder `explorer/`, a file
-in JavaScript for each of the model's files in Python; `page` puts them and the weights together.
+The page needs nothing else: no server, no network. Its parts lie in the folder `explorer/`: in
+`model/` a file in JavaScript for each of the model's files in Python, in `page/` what is seen.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import posixpath
 import re
 import webbrowser
 from pathlib import Path
@@ -41,7 +42,7 @@ MAX_SIDE = 1024  # pixels of a picture that is put into the page
 MAX_PAGE = 64 * MEBIBYTE
 DIGITS, DIGIT_SIZE = "0123456789", 96  # of the font, in pixels
 
-_IMPORT = re.compile(r'^import \{([^}]*)\} from "\./([\w-]+\.js)";\n', re.MULTILINE)
+_IMPORT = re.compile(r'^import \{([^}]*)\} from "([./\w]+\.js)";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function\*?|class|const) (\w+))", re.MULTILINE)
 
 
@@ -82,9 +83,10 @@ def page(
         "question": question,
         "image": None if image is None else _png(_shown(load_image(image))),
         "digits": _png(_digits()),
+        "digitSize": DIGIT_SIZE,
         "notebooks": notebooks,
     }
-    style, script = _read("page.css"), joined("page.js")
+    style, script = _read("page/page.css"), joined("page/page.js")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "worker-src blob:; img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -93,11 +95,11 @@ def page(
         "policy": policy,
         "style": style,
         "data": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
-        "worker": joined("worker.js"),
+        "worker": joined("model/worker.js"),
         "weights": base64.b64encode(weights_of(flash)).decode("ascii"),
         "script": script,
     }
-    document = re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _read("page.html"))
+    document = re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _read("page/page.html"))
     return document.encode("utf-8")
 
 
@@ -128,20 +130,26 @@ def joined(entry: str) -> str:
 
     def visit(module: str) -> None:
         for _, imported in _IMPORT.findall(_read(module)):
-            if imported not in order:
-                visit(imported)
-        if module not in order:
-            order.append(module)
+            if _beside(module, imported) not in order:
+                visit(_beside(module, imported))
+        order.append(module)
 
     visit(entry)
     parts = ['"use strict";', "const modules = {};"]
     for module in order:
         code = _read(module)
         names = ", ".join(_EXPORT.findall(code))
-        code = _IMPORT.sub(lambda found: f'const {{{found[1]}}} = modules["{found[2]}"];\n', code)
+        code = _IMPORT.sub(
+            lambda found: f'const {{{found[1]}}} = modules["{_beside(module, found[2])}"];\n', code
+        )
         code = _EXPORT.sub("", code)
         parts.append(f'modules["{module}"] = (() => {{\n{code}return {{ {names} }};\n}})();')
     return "\n".join(parts)
+
+
+def _beside(module: str, imported: str) -> str:
+    """What a module imports, as seen from `explorer/`."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(module), imported))
 
 
 def weights_of(flash: FlashVL) -> bytes:

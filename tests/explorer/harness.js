@@ -2,8 +2,8 @@
 
 const { readFileSync } = require("node:fs");
 const given = JSON.parse(readFileSync(process.argv[2], "utf-8"));
-const { FlashVLConfig } = modules["config.js"];
-const { Tensor } = modules["tensor.js"];
+const { FlashVLConfig } = modules["model/config.js"];
+const { Tensor } = modules["model/tensor.js"];
 
 const unpackedPicture = ({ height, width, rgb }) => ({
   height,
@@ -28,7 +28,7 @@ const tasks = {
   resize: () =>
     given.cases.map(({ picture, height, width, resample }) =>
       packedPicture(
-        modules["image.js"].resize(
+        modules["model/image.js"].resize(
           unpackedPicture(picture),
           height,
           width,
@@ -41,12 +41,12 @@ const tasks = {
   tiles: () =>
     given.cases.map(({ picture, config }) => {
       const { tiler } = FlashVLConfig.fromDict(config);
-      const { tiles, grid } = modules["tiling.js"].tileImage(unpackedPicture(picture), tiler);
+      const { tiles, grid } = modules["model/tiling.js"].tileImage(unpackedPicture(picture), tiler);
       return { grid, tiles: tiles.map(packedPicture) };
     }),
 
   tokens: () => {
-    const tokenizer = new modules["tokenizer.js"].Tokenizer(given.definition);
+    const tokenizer = new modules["model/tokenizer.js"].Tokenizer(given.definition);
     return {
       ids: given.texts.map((text) => tokenizer.encode(text)),
       texts: given.ids.map((ids) => tokenizer.decode(ids)),
@@ -54,21 +54,21 @@ const tasks = {
   },
 
   prompts: () => {
-    const tokenizer = new modules["tokenizer.js"].Tokenizer(given.definition);
+    const tokenizer = new modules["model/tokenizer.js"].Tokenizer(given.definition);
     return given.cases.map(({ messages, config, tiles, tokensPerTile }) =>
-      modules["prompt.js"].encodeMessages(messages, tokenizer, config, tiles, tokensPerTile),
+      modules["model/prompt.js"].encodeMessages(messages, tokenizer, config, tiles, tokensPerTile),
     );
   },
 
   chances: () =>
     given.cases.map(({ logits, seen, sampling }) =>
-      Array.from(modules["sampling.js"].chances(Float32Array.from(logits), seen, sampling)),
+      Array.from(modules["model/sampling.js"].chances(Float32Array.from(logits), seen, sampling)),
     ),
 
   draws: () => {
-    const random = modules["sampling.js"].randomNumbers(given.seed);
+    const random = modules["model/sampling.js"].randomNumbers(given.seed);
     const drawn = Array.from({ length: given.count }, () =>
-      modules["sampling.js"].nextToken(Float32Array.from(given.logits), [], given.sampling, random),
+      modules["model/sampling.js"].nextToken(Float32Array.from(given.logits), [], given.sampling, random),
     );
     return drawn;
   },
@@ -77,18 +77,18 @@ const tasks = {
   layers: () => {
     const model = opened();
     const config = FlashVLConfig.fromDict(model.config);
-    const network = new modules["network.js"].FlashVLModel(
+    const network = new modules["model/network.js"].FlashVLModel(
       config,
-      modules["weights.js"].Weights.fromBytes(model.weights),
+      modules["model/weights.js"].Weights.fromBytes(model.weights),
     );
     const seen = {};
     const watch = (name, tensor) => (seen[name] = packed(tensor));
-    const cache = new modules["cache.js"].KVCache(config.decoder, given.ids.length);
-    const { tiles, grid } = modules["tiling.js"].tileImage(
+    const cache = new modules["model/cache.js"].KVCache(config.decoder, given.ids.length);
+    const { tiles, grid } = modules["model/tiling.js"].tileImage(
       unpackedPicture(given.picture),
       config.tiler,
     );
-    const pixels = modules["processor.js"].normalize(tiles, config.tiler.mean, config.tiler.std);
+    const pixels = modules["model/processor.js"].normalize(tiles, config.tiler.mean, config.tiler.std);
     const without = {
       columns: new Set(given.without.columns),
       heads: new Set(given.without.heads),
@@ -107,7 +107,7 @@ const tasks = {
   // The worker's own jobs, one after the other; the messages of each.
   jobs: async () => {
     const all = [];
-    const session = new modules["worker.js"].Session(
+    const session = new modules["model/worker.js"].Session(
       opened(),
       (message) => all[all.length - 1].push(message),
       () => Promise.resolve(),
@@ -115,7 +115,7 @@ const tasks = {
     for (const [index, job] of given.jobs.entries()) {
       all.push([]);
       const picture = job.picture && unpackedPicture(job.picture);
-      const sampling = { ...modules["generate.js"].GREEDY, ...job.sampling };
+      const sampling = { ...modules["model/generate.js"].GREEDY, ...job.sampling };
       await session.run({
         number: index + 1,
         stitching: session.config.tiler.stitching,

@@ -1,6 +1,6 @@
 // What both towers do with patches: embed them, place them, attend, and pass through layers.
 
-import { Tensor, dot, linear, softmax } from "./tensor.js";
+import { Tensor, addRows, dot, linear, softmax } from "./tensor.js";
 
 /** One linear map from the pixels of a patch to a token. (S, C, height, width) -> (S, N, D). */
 export class PatchEmbedding {
@@ -71,10 +71,7 @@ export function attendInTiles(q, k, v, heads, name, watch) {
           row[m] = dot(q.data, from, k.data, (s * N + m) * D + h * width, width) / Math.sqrt(width);
         }
         softmax(row);
-        for (let m = 0; m < N; m++) {
-          const place = (s * N + m) * D + h * width;
-          for (let d = 0; d < width; d++) out.data[from + d] += row[m] * v.data[place + d];
-        }
+        addRows(out.data, from, row, v.data, s * N * D + h * width, width, D);
       }
     }
   }

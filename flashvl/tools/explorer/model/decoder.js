@@ -1,7 +1,7 @@
 // The Qwen2 decoder: embeddings in, hidden states out, with a cache.
 
 import { Linear, RMSNorm, SwiGLU } from "./layers.js";
-import { Tensor, add, dot, softmax } from "./tensor.js";
+import { Tensor, add, addRows, dot, softmax } from "./tensor.js";
 
 /**
  * embeddings (T, D) -> hidden states (T, D) after the last norm.
@@ -88,6 +88,7 @@ class DecoderAttention {
     const shared = H / cache.keys[this.index].shape[0]; // query heads of a key/value head
     const weights = new Tensor([H, T, seen + T]);
     const out = new Tensor([T, H * width]);
+    const hidden = Uint8Array.from({ length: seen + T }, (_, c) => (without.columns.has(c) ? 1 : 0));
     for (let h = 0; h < H; h++) {
       if (without.heads.has(`${this.index}.${h}`)) continue;
       const start = Math.floor(h / shared) * cache.capacity;
@@ -96,13 +97,10 @@ class DecoderAttention {
         const row = weights.row(h * T + t).subarray(0, seen + t + 1); // what comes later stays 0
         for (let c = 0; c < row.length; c++) {
           const score = dot(q.data, from, keys, (start + c) * width, width) / Math.sqrt(width);
-          row[c] = without.columns.has(c) ? -Infinity : score;
+          row[c] = hidden[c] ? -Infinity : score;
         }
         softmax(row);
-        for (let c = 0; c < row.length; c++) {
-          const place = (start + c) * width;
-          for (let d = 0; d < width; d++) out.data[from + d] += row[c] * values[place + d];
-        }
+        addRows(out.data, from, row, values, start * width, width);
       }
     }
     return [weights, out];
