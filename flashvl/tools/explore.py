@@ -121,8 +121,8 @@ def resizes_height_first() -> bool:
     return dots.resize((32, 8)).tobytes() != dots.resize((32, 16)).resize((32, 8)).tobytes()
 
 
-def joined(entry: str) -> str:
-    """A module of `explorer/` and all that it imports, as one script.
+def joined(*entries: str) -> str:
+    """Modules of `explorer/` and all that they import, as one script.
 
     Each becomes a function that is called once, so that its names stay its own.
     """
@@ -134,7 +134,9 @@ def joined(entry: str) -> str:
                 visit(_beside(module, imported))
         order.append(module)
 
-    visit(entry)
+    for entry in entries:
+        if entry not in order:
+            visit(entry)
     parts = ['"use strict";', "const modules = {};"]
     for module in order:
         code = _read(module)

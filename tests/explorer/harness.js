@@ -25,6 +25,8 @@ const opened = () => ({
 });
 
 const tasks = {
+  words: () => modules["page/words.js"].WORDS,
+
   resize: () =>
     given.cases.map(({ picture, height, width, resample }) =>
       packedPicture(
@@ -68,7 +70,12 @@ const tasks = {
   draws: () => {
     const random = modules["model/sampling.js"].randomNumbers(given.seed);
     const drawn = Array.from({ length: given.count }, () =>
-      modules["model/sampling.js"].nextToken(Float32Array.from(given.logits), [], given.sampling, random),
+      modules["model/sampling.js"].nextToken(
+        Float32Array.from(given.logits),
+        [],
+        given.sampling,
+        random,
+      ),
     );
     return drawn;
   },
@@ -88,7 +95,11 @@ const tasks = {
       unpackedPicture(given.picture),
       config.tiler,
     );
-    const pixels = modules["model/processor.js"].normalize(tiles, config.tiler.mean, config.tiler.std);
+    const pixels = modules["model/processor.js"].normalize(
+      tiles,
+      config.tiler.mean,
+      config.tiler.std,
+    );
     const without = {
       columns: new Set(given.without.columns),
       heads: new Set(given.without.heads),

@@ -112,7 +112,11 @@ function transposed(x) {
   const [S, rows, columns, D] = x.shape;
   const y = new Tensor([S, columns, rows, D]);
   for (let r = 0; r < x.rows; r++) {
-    const [s, v, u] = [Math.floor(r / (rows * columns)), Math.floor(r / columns) % rows, r % columns];
+    const [s, v, u] = [
+      Math.floor(r / (rows * columns)),
+      Math.floor(r / columns) % rows,
+      r % columns,
+    ];
     y.row((s * columns + u) * rows + v).set(x.row(r));
   }
   return y;

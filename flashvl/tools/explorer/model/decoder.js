@@ -88,7 +88,9 @@ class DecoderAttention {
     const shared = H / cache.keys[this.index].shape[0]; // query heads of a key/value head
     const weights = new Tensor([H, T, seen + T]);
     const out = new Tensor([T, H * width]);
-    const hidden = Uint8Array.from({ length: seen + T }, (_, c) => (without.columns.has(c) ? 1 : 0));
+    const hidden = Uint8Array.from({ length: seen + T }, (_, c) =>
+      without.columns.has(c) ? 1 : 0,
+    );
     for (let h = 0; h < H; h++) {
       if (without.heads.has(`${this.index}.${h}`)) continue;
       const start = Math.floor(h / shared) * cache.capacity;

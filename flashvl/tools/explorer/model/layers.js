@@ -28,7 +28,8 @@ export class RMSNorm {
       let squares = 0;
       for (let d = 0; d < D; d++) squares += x.data[r * D + d] ** 2;
       const scale = 1 / Math.sqrt(squares / D + this.eps);
-      for (let d = 0; d < D; d++) y.data[r * D + d] = x.data[r * D + d] * scale * this.weight.data[d];
+      for (let d = 0; d < D; d++)
+        y.data[r * D + d] = x.data[r * D + d] * scale * this.weight.data[d];
     }
     return y;
   }

@@ -46,7 +46,8 @@ export function middlePositions(positions, patches) {
   const start = (side - wanted) / 2;
   const middle = new Tensor([patches, D]);
   for (let n = 0; n < patches; n++) {
-    const from = (Math.floor(start) + Math.floor(n / wanted)) * side + Math.floor(start) + (n % wanted);
+    const from =
+      (Math.floor(start) + Math.floor(n / wanted)) * side + Math.floor(start) + (n % wanted);
     middle.row(n).set(positions.row(from));
   }
   return middle;

@@ -50,7 +50,8 @@ export function cutTiles(canvas, [rows, columns], coreSize) {
   const width = canvas.width - (columns - 1) * coreSize;
   const tiles = [];
   for (let r = 0; r < rows; r++) {
-    for (let c = 0; c < columns; c++) tiles.push(crop(canvas, r * coreSize, c * coreSize, height, width));
+    for (let c = 0; c < columns; c++)
+      tiles.push(crop(canvas, r * coreSize, c * coreSize, height, width));
   }
   return tiles;
 }

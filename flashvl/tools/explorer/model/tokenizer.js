@@ -40,7 +40,7 @@ export class Tokenizer {
   /** Ids of ordinary tokens, whatever the text says. */
   encode(text) {
     const normal = this.normalizes ? text.normalize("NFC") : text;
-    const pieces = this.cuts ? normal.match(PATTERN) ?? [] : normal === "" ? [] : [normal];
+    const pieces = this.cuts ? (normal.match(PATTERN) ?? []) : normal === "" ? [] : [normal];
     return pieces.flatMap((piece) => this.merge(piece));
   }
 

@@ -16,7 +16,14 @@ export class Weights {
     const header = JSON.parse(new TextDecoder().decode(bytes.subarray(8, start)));
     delete header.__metadata__;
     const tensors = new Map();
-    for (const [name, { dtype, shape, data_offsets: [from, to] }] of Object.entries(header)) {
+    for (const [
+      name,
+      {
+        dtype,
+        shape,
+        data_offsets: [from, to],
+      },
+    ] of Object.entries(header)) {
       // A copy starts at an address that 16 and 32 bits may be read from.
       const copy = bytes.slice(start + from, start + to).buffer;
       if (dtype !== "BF16" && dtype !== "F32") throw new Error(`${name} has the dtype ${dtype}`);

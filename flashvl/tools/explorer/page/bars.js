@@ -27,5 +27,7 @@ export function showBars(root, rows) {
 
 /** What is too rare for percent, in powers of ten. */
 function exact(chance) {
-  return chance >= 0.001 ? percent(chance) : chance.toExponential(0).replace("e-", " · 10⁻").replace(/⁻(\d+)/, (_, digits) => `⁻${Array.from(digits, (digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`);
+  if (chance >= 0.001) return percent(chance);
+  const [digit, power] = chance.toExponential(0).split("e-");
+  return `${digit} · 10⁻${Array.from(power, (one) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[one]).join("")}`;
 }

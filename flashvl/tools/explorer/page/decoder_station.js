@@ -21,7 +21,11 @@ export class DecoderStation {
       (key, values) => app.words(key, values),
       (layer, head) => app.choose(app.step, layer, head),
     );
-    for (const [id, name] of [["temperature", "temperature"], ["top-p", "topP"], ["top-k", "topK"]]) {
+    for (const [id, name] of [
+      ["temperature", "temperature"],
+      ["top-p", "topP"],
+      ["top-k", "topK"],
+    ]) {
       byId(id).addEventListener("input", ({ target }) => {
         this.sampling[name] = Number(target.value);
         this.showCandidates();
@@ -67,7 +71,12 @@ export class DecoderStation {
         const { values } = read[layer][head];
         const drawn = [{ base, values: places.laidOut(values), columns: places.columns, share: 3 }];
         if (places.hasThumbnail) {
-          drawn.push({ base, values: places.laidOut(values, true), columns: places.side, share: 1.4 });
+          drawn.push({
+            base,
+            values: places.laidOut(values, true),
+            columns: places.side,
+            share: 1.4,
+          });
         }
         return drawn;
       },
@@ -100,7 +109,11 @@ export class DecoderStation {
       .map((place) => {
         const { kind, text, image } = run.partAt(place);
         if (image === null) {
-          return { name: `${visible(text)} (${app.words(`kind.${kind}`)})`, share: row[place], image };
+          return {
+            name: `${visible(text)} (${app.words(`kind.${kind}`)})`,
+            share: row[place],
+            image,
+          };
         }
         const nearest = run.tokens[image].words[app.language][0].text;
         const where = run.places.position(image);
@@ -184,8 +197,12 @@ export class DecoderStation {
     const prompt = app.run.parts.length;
     const length = prompt + app.step;
     const bytes = length * layers * 2 * keyValueHeads * headWidth * BYTES;
-    byId("cache").querySelector(".prompt").style.setProperty("width", `${(100 * prompt) / context}%`);
-    byId("cache").querySelector(".written").style.setProperty("width", `${(100 * app.step) / context}%`);
+    byId("cache")
+      .querySelector(".prompt")
+      .style.setProperty("width", `${(100 * prompt) / context}%`);
+    byId("cache")
+      .querySelector(".written")
+      .style.setProperty("width", `${(100 * app.step) / context}%`);
     byId("cache-text").textContent = app.words("decoder.cache.text", {
       prompt,
       length,

@@ -26,7 +26,9 @@ export class Desk {
       app.question = question;
       app.ask();
     });
-    byId("without-notice").querySelector("button").addEventListener("click", () => this.restore());
+    byId("without-notice")
+      .querySelector("button")
+      .addEventListener("click", () => this.restore());
     let drag = null;
     const at = (event) => {
       const box = canvas.getBoundingClientRect();
@@ -73,7 +75,9 @@ export class Desk {
       if (target.files.length > 0) this.openFile(target.files[0]);
       target.value = "";
     });
-    byId("size").addEventListener("input", ({ target }) => this.change({ size: Number(target.value) }));
+    byId("size").addEventListener("input", ({ target }) =>
+      this.change({ size: Number(target.value) }),
+    );
     byId("digits").addEventListener("input", ({ target }) => {
       target.value = target.value.replace(/\D/g, "");
       if (target.value !== "") this.change({ digits: target.value });
@@ -109,8 +113,13 @@ export class Desk {
       ...[...SHAPES, "number"].map((shape) =>
         element(
           "button",
-          { type: "button", class: "icon", onclick: () => this.add(shape), title: app.words(`name.${shape}`),
-            "aria-label": `${app.words("desk.add")}: ${app.words(`name.${shape}`)}` },
+          {
+            type: "button",
+            class: "icon",
+            onclick: () => this.add(shape),
+            title: app.words(`name.${shape}`),
+            "aria-label": `${app.words("desk.add")}: ${app.words(`name.${shape}`)}`,
+          },
           shape === "number" ? "42" : icon(shape),
         ),
       ),

@@ -66,7 +66,8 @@ export class App {
 
   /** What a thing of the picture is called. */
   nameOf({ shape, color, digits }) {
-    const named = shape === "number" ? `${this.words("name.number")} ${digits}` : this.words(`name.${shape}`);
+    const named =
+      shape === "number" ? `${this.words("name.number")} ${digits}` : this.words(`name.${shape}`);
     return this.words("name.thing", { color: this.words(`name.${color}`), shape: named });
   }
 
@@ -178,7 +179,10 @@ export class App {
   }
 
   fadedPicture() {
-    if (this.faded?.run !== this.run || this.faded.theme !== document.documentElement.dataset.theme) {
+    if (
+      this.faded?.run !== this.run ||
+      this.faded.theme !== document.documentElement.dataset.theme
+    ) {
       const theme = document.documentElement.dataset.theme;
       this.faded = { run: this.run, theme, canvas: faded(this.run.canvas) };
     }

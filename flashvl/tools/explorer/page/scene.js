@@ -23,7 +23,10 @@ const object = (shape, color, x, y, size, digits = "") => ({ shape, color, x, y,
 // x, y: the middle; size: the longer side, of a number its font's; in parts of the shorter side.
 export const EXAMPLES = {
   star: [object("circle", "red", 0.27, 0.55, 0.42), object("star", "blue", 0.72, 0.45, 0.46)],
-  number: [object("square", "green", 0.2, 0.5, 0.4), object("number", "black", 0.66, 0.52, 0.5, "204")],
+  number: [
+    object("square", "green", 0.2, 0.5, 0.4),
+    object("number", "black", 0.66, 0.52, 0.5, "204"),
+  ],
   four: [
     object("ring", "orange", 0.17, 0.28, 0.36),
     object("triangle", "purple", 0.5, 0.3, 0.36),
@@ -79,7 +82,10 @@ export class Scene {
     let [width, height] = [side, side];
     if (shape === "number") {
       const scale = side / this.digitSize;
-      [width, height] = [(this.digits.width / 10) * digits.length * scale, this.digits.height * scale];
+      [width, height] = [
+        (this.digits.width / 10) * digits.length * scale,
+        this.digits.height * scale,
+      ];
     }
     return [x * this.canvas.width - width / 2, y * this.canvas.height - height / 2, width, height];
   }
@@ -149,8 +155,19 @@ export function outline(shape, left, top, width, height) {
   };
   if (shape === "circle") return circle(0);
   if (shape === "ring") return circle(0) + circle(0.17);
-  if (shape === "square") return polygon([[0, 0], [1, 0], [1, 1], [0, 1]]);
-  if (shape === "triangle") return polygon([[0.5, 0], [1, 1], [0, 1]]);
+  if (shape === "square")
+    return polygon([
+      [0, 0],
+      [1, 0],
+      [1, 1],
+      [0, 1],
+    ]);
+  if (shape === "triangle")
+    return polygon([
+      [0.5, 0],
+      [1, 1],
+      [0, 1],
+    ]);
   if (shape === "star") {
     const points = Array.from({ length: 10 }, (_, i) => {
       const [radius, angle] = [i % 2 ? 0.42 : 1, (i * Math.PI) / 5 - Math.PI / 2];
@@ -160,6 +177,17 @@ export function outline(shape, left, top, width, height) {
   }
   const [a, b] = [0.34, 0.66];
   return polygon([
-    [a, 0], [b, 0], [b, a], [1, a], [1, b], [b, b], [b, 1], [a, 1], [a, b], [0, b], [0, a], [a, a],
+    [a, 0],
+    [b, 0],
+    [b, a],
+    [1, a],
+    [1, b],
+    [b, b],
+    [b, 1],
+    [a, 1],
+    [a, b],
+    [0, b],
+    [0, a],
+    [a, a],
   ]);
 }

@@ -65,7 +65,8 @@ export class StripStation {
     const groups = [];
     this.cells.forEach((cell) => {
       const { kind } = cell.dataset;
-      if (groups.length === 0 || groups[groups.length - 1].kind !== kind) groups.push({ kind, cells: [] });
+      if (groups.length === 0 || groups[groups.length - 1].kind !== kind)
+        groups.push({ kind, cells: [] });
       groups[groups.length - 1].cells.push(cell);
     });
     fill(
@@ -73,8 +74,17 @@ export class StripStation {
       ...groups.map(({ kind, cells }) =>
         element(
           "span",
-          { class: "group", role: "group", "data-kind": kind, "aria-label": app.words(`kind.${kind}`) },
-          element("span", { class: "name", "aria-hidden": "true", text: app.words(`kind.${kind}`) }),
+          {
+            class: "group",
+            role: "group",
+            "data-kind": kind,
+            "aria-label": app.words(`kind.${kind}`),
+          },
+          element("span", {
+            class: "name",
+            "aria-hidden": "true",
+            text: app.words(`kind.${kind}`),
+          }),
           element("span", { class: "flow", role: "presentation" }, ...cells),
         ),
       ),

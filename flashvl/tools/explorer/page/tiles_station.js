@@ -97,7 +97,10 @@ export class TilesStation {
     pen.scale(scale * pixels, scale * pixels);
     pen.imageSmoothingQuality = "high";
     const step = core + apart * gap;
-    const [left, top] = [(wide - (columns - 1) * step - core) / 2, (high - (rows - 1) * step - core) / 2];
+    const [left, top] = [
+      (wide - (columns - 1) * step - core) / 2,
+      (high - (rows - 1) * step - core) / 2,
+    ];
     const shown = apart * margin; // how much of the margins is seen
     this.tiles.slice(0, rows * columns).forEach((tile, index) => {
       const x = left + (index % columns) * step;

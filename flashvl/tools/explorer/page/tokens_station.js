@@ -53,7 +53,10 @@ export class TokensStation {
     this.range = { cosines: rangeOf(cosines), norms: rangeOf(norms) };
     this.label(this.tiles, false);
     if (places.hasThumbnail) this.label(this.thumbnail, true);
-    const { cosines: [weakest, strongest], norms: [least, most] } = this.range;
+    const {
+      cosines: [weakest, strongest],
+      norms: [least, most],
+    } = this.range;
     byId("tokens-numbers").textContent = app.words("tokens.numbers", {
       count: tokens.length,
       width: app.config.decoder.width,
@@ -95,8 +98,12 @@ export class TokensStation {
   showPointed() {
     const { app } = this;
     const token = app.pointed ?? null;
-    byId("tokens-cell").textContent = token === null ? app.words("tokens.hint") : this.describe(token);
-    for (const [grid, thumbnail] of [[this.tiles, false], [this.thumbnail, true]]) {
+    byId("tokens-cell").textContent =
+      token === null ? app.words("tokens.hint") : this.describe(token);
+    for (const [grid, thumbnail] of [
+      [this.tiles, false],
+      [this.thumbnail, true],
+    ]) {
       grid.cells.forEach((cell, index) => {
         const here = token !== null && this.tokenAt(index, thumbnail) === token;
         cell.classList.toggle("pointed", here);

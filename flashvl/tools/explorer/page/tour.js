@@ -55,7 +55,8 @@ export class Tour {
     document.body.classList.add("touring");
     byId("tour").hidden = false;
     const { section, show } = this.stops[stop - 1];
-    for (const one of this.stops) byId(one.section).classList.toggle("here", one.section === section);
+    for (const one of this.stops)
+      byId(one.section).classList.toggle("here", one.section === section);
     this.write();
     await this.prepare();
     if (this.stop !== stop) return;
@@ -144,7 +145,9 @@ export class Tour {
     const { app } = this;
     const { attention } = app.run.steps[0];
     const all = attention.flatMap((heads, layer) => heads.map((_, head) => [layer, head]));
-    const best = all.reduce((one, other) => (this.onStar(...other) > this.onStar(...one) ? other : one));
+    const best = all.reduce((one, other) =>
+      this.onStar(...other) > this.onStar(...one) ? other : one,
+    );
     app.choose(0, ...best);
   }
 

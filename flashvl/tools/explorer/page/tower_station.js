@@ -35,7 +35,10 @@ export class TowerStation {
     tiles.forEach(({ rgb, width }, tile) => {
       for (let index = 0; index < this.side ** 2; index++) {
         const [top, left] = [Math.floor(index / this.side) * patch, (index % this.side) * patch];
-        const [sums, squares] = [[0, 0, 0], [0, 0, 0]];
+        const [sums, squares] = [
+          [0, 0, 0],
+          [0, 0, 0],
+        ];
         for (let place = 0; place < patch ** 2 * 3; place++) {
           const [y, x] = [Math.floor(place / 3 / patch), Math.floor(place / 3) % patch];
           const value = rgb[((top + y) * width + left + x) * 3 + (place % 3)];
@@ -89,7 +92,10 @@ export class TowerStation {
     [pixels.width, pixels.height] = [patch, patch];
     const [x, y] = [(this.patch % this.side) * patch, Math.floor(this.patch / this.side) * patch];
     pixels.getContext("2d").drawImage(picture, x, y, patch, patch, 0, 0, patch, patch);
-    pixels.setAttribute("aria-label", `${this.nameOf(this.patch)}: ${this.app.words("tower.pixels")}`);
+    pixels.setAttribute(
+      "aria-label",
+      `${this.nameOf(this.patch)}: ${this.app.words("tower.pixels")}`,
+    );
   }
 
   showHeads(picture) {

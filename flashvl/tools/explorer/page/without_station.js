@@ -97,7 +97,10 @@ export class WithoutStation {
       });
     }
     for (const parent of [byId("without-objects"), byId("without-parts")]) {
-      fill(parent, ...this.groups.filter((one) => one.parent === parent).map(({ button }) => button));
+      fill(
+        parent,
+        ...this.groups.filter((one) => one.parent === parent).map(({ button }) => button),
+      );
     }
     const { attention } = steps[0];
     const heads = attention[0].length;
@@ -124,7 +127,10 @@ export class WithoutStation {
   show() {
     const { app } = this;
     const { tokens, heads } = app.without;
-    for (const [grid, thumbnail] of [[this.tiles, false], [this.thumbnail, true]]) {
+    for (const [grid, thumbnail] of [
+      [this.tiles, false],
+      [this.thumbnail, true],
+    ]) {
       grid.cells.forEach((cell, index) => {
         const token = this.tokenAt(index, thumbnail);
         const off = tokens.has(token);
@@ -182,7 +188,10 @@ export class WithoutStation {
   }
 
   showPointed() {
-    for (const [grid, thumbnail] of [[this.tiles, false], [this.thumbnail, true]]) {
+    for (const [grid, thumbnail] of [
+      [this.tiles, false],
+      [this.thumbnail, true],
+    ]) {
       grid.cells.forEach((cell, index) => {
         const here = this.app.pointed === this.tokenAt(index, thumbnail);
         cell.classList.toggle("pointed", here);

@@ -89,8 +89,7 @@ export const WORDS = {
     "tiles.mode.trim": "The margins are seen and then cut away.",
     "tiles.mode.mean": "Where several tiles saw the same place, their features are averaged.",
     "tiles.mode.none": "There are no margins: each tile sees its own core alone.",
-    "tiles.count":
-      "{rows} × {columns} tiles{thumbnail} · {each} tokens each · {all} image tokens",
+    "tiles.count": "{rows} × {columns} tiles{thumbnail} · {each} tokens each · {all} image tokens",
     "tiles.count.thumbnail": " and a thumbnail",
     "tiles.compare": "Ask in every mode",
     "tiles.compare.note":
@@ -166,7 +165,6 @@ export const WORDS = {
     "decoder.cache": "The cache",
     "decoder.cache.text":
       "The prompt's {prompt} tokens were read at once; for the chosen token the cache holds {length} of at most {context}, {bytes} in all.",
-    "decoder.candidate": "{text}: {chance}",
 
     "without.title": "Take something away",
     "without.text":
@@ -225,7 +223,8 @@ export const WORDS = {
 
   zh: {
     title: "模型怎样看一幅画",
-    about: "{name} 有 {parameters} 个参数，全部都在这个网页里。画一画，问一问，看看里面，拿走一些，再问一次。",
+    about:
+      "{name} 有 {parameters} 个参数，全部都在这个网页里。画一画，问一问，看看里面，拿走一些，再问一次。",
     skip: "跳到模型内部",
     "header.tour": "导览",
     "header.theme": "浅色或深色",
@@ -308,7 +307,8 @@ export const WORDS = {
     "tiles.mode.trim": "边缘看过之后被裁掉。",
     "tiles.mode.mean": "几个图块都看到的地方，特征取平均。",
     "tiles.mode.none": "没有边缘：每个图块只看自己的核心。",
-    "tiles.count": "{rows} × {columns} 个图块{thumbnail} · 每个 {each} 个词元 · 共 {all} 个图像词元",
+    "tiles.count":
+      "{rows} × {columns} 个图块{thumbnail} · 每个 {each} 个词元 · 共 {all} 个图像词元",
     "tiles.count.thumbnail": "和一张缩略图",
     "tiles.compare": "用每种方式各问一次",
     "tiles.compare.note": "模型是用 {mode} 方式训练的；其他方式给它的是从没见过的东西。",
@@ -366,7 +366,8 @@ export const WORDS = {
     "decoder.heat": "第 {layer} 层第 {head} 头：{picture} 在图片上，最多在：{most}",
     "decoder.reads": "第 {layer} 层第 {head} 头读得最多的",
     "decoder.off": "关",
-    "decoder.scale": "所有头的所有方格用同一个尺度，按平方根。数字是这个头放在图片上的注意力，其余的在文字上。",
+    "decoder.scale":
+      "所有头的所有方格用同一个尺度，按平方根。数字是这个头放在图片上的注意力，其余的在文字上。",
     "decoder.lens": "每一层会说什么",
     "decoder.lens.text": "把网络末尾的输出层用在每一层之后：前面的层在猜，后面的层已经知道。",
     "decoder.layer": "第 {layer} 层",
@@ -381,7 +382,6 @@ export const WORDS = {
     "decoder.cache": "缓存",
     "decoder.cache.text":
       "提示的 {prompt} 个词元是一次读完的；对于选中的词元，缓存里有 {length} 个，最多 {context} 个，共 {bytes}。",
-    "decoder.candidate": "{text}：{chance}",
 
     "without.title": "拿走一些",
     "without.text":
@@ -411,18 +411,30 @@ export const WORDS = {
     "tour.count": "{number} / {of}",
     "tour.help": "方向键翻页，Esc 结束导览。",
     tour: [
-      ["图片太大了", "视觉塔只能看固定大小的方块。所以图片被切成图块，每块都带一圈邻居的边缘，最后是全图的缩略图。"],
-      ["小片看小片", "这是五角星上的一个小片。它用许多个头在自己的图块里四处看：有的看相同的颜色，有的沿着边缘看。"],
+      [
+        "图片太大了",
+        "视觉塔只能看固定大小的方块。所以图片被切成图块，每块都带一圈邻居的边缘，最后是全图的缩略图。",
+      ],
+      [
+        "小片看小片",
+        "这是五角星上的一个小片。它用许多个头在自己的图块里四处看：有的看相同的颜色，有的沿着边缘看。",
+      ],
       [
         "读起来像词的向量",
         "经过压缩器，每个小片都落在解码器的词语空间里。圆形的词元旁边是“红色”和“圆形”，五角星的旁边是“五角星”。这是训练把它们拉过去的。",
       ],
-      ["文字中间的图片", "解码器得到一长串：几个词，几百个图像词元，然后是问题。从这里开始，它对所有词元一视同仁。"],
+      [
+        "文字中间的图片",
+        "解码器得到一长串：几个词，几百个图像词元，然后是问题。从这里开始，它对所有词元一视同仁。",
+      ],
       [
         "一个头找到了五角星",
         "“五角星是什么颜色？”有一个头把 {share} 的注意力放在五角星上，图块里和缩略图里都有。如果把所有的头平均起来，就看不出来了。",
       ],
-      ["擦掉五角星，再问一次", "五角星上的词元全部关掉了，谁也读不到它们。之前的回答是“{before}”，现在是“{after}”"],
+      [
+        "擦掉五角星，再问一次",
+        "五角星上的词元全部关掉了，谁也读不到它们。之前的回答是“{before}”，现在是“{after}”",
+      ],
     ],
   },
 };
