@@ -178,6 +178,12 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--layer", type=int, metavar="N", help="one layer, from 0 (default: the mean of all)"
     )
+    look.add_argument(
+        "--head",
+        type=int,
+        metavar="N",
+        help="one head of it, from 0 (default: the mean of all, and those that look hardest)",
+    )
 
     explore = command(
         "explore",

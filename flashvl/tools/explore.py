@@ -139,14 +139,19 @@ def joined(*entries: str) -> str:
             visit(entry)
     parts = ['"use strict";', "const modules = {};"]
     for module in order:
-        code = _read(module)
-        names = ", ".join(_EXPORT.findall(code))
-        code = _IMPORT.sub(
-            lambda found: f'const {{{found[1]}}} = modules["{_beside(module, found[2])}"];\n', code
-        )
-        code = _EXPORT.sub("", code)
-        parts.append(f'modules["{module}"] = (() => {{\n{code}return {{ {names} }};\n}})();')
+        parts.append(f'modules["{module}"] = (() => {{\n{_as_function(module)}}})();')
     return "\n".join(parts)
+
+
+def _as_function(module: str) -> str:
+    """The code of a module as the body of a function that returns what the module exports."""
+
+    def take(found: re.Match[str]) -> str:
+        return f'const {{{found[1]}}} = modules["{_beside(module, found[2])}"];\n'
+
+    code = _read(module)
+    names = ", ".join(_EXPORT.findall(code))
+    return f"{_EXPORT.sub('', _IMPORT.sub(take, code))}return {{ {names} }};\n"
 
 
 def _beside(module: str, imported: str) -> str:

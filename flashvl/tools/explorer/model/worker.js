@@ -165,7 +165,8 @@ export function serve(scope) {
     if (data.kind === "open") {
       try {
         session = new Session(data, (message) => scope.postMessage(message), pause);
-        const texts = session.tokenizer.tokens.map((_, id) => spelled(id, session.tokenizer));
+        const { vocabulary } = session.config.decoder;
+        const texts = Array.from({ length: vocabulary }, (_, id) => spelled(id, session.tokenizer));
         scope.postMessage({ kind: "opened", texts, modes: STITCHING });
       } catch (error) {
         fail(0, error);

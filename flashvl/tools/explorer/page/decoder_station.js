@@ -187,7 +187,7 @@ export class DecoderStation {
     this.seed += 1;
     const { app } = this;
     const sampling = { ...this.sampling, maxNewTokens: 32, seed: this.seed };
-    const run = await app.submit({ sampling }, false);
+    const run = await app.askBeside({ sampling });
     if (run !== null) byId("drawn").textContent = `${app.words("decoder.drawn")} ${run.answer}`;
   }
 

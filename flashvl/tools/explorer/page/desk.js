@@ -88,6 +88,9 @@ export class Desk {
   update(topic) {
     if (topic === "language") this.translate();
     if (topic === "language" || topic === "picture") this.showObjects();
+    if (["picture", "asked", "done"].includes(topic)) {
+      byId("desk").setAttribute("aria-busy", String(topic !== "done"));
+    }
     if (topic === "asked") {
       byId("question").value = this.app.question;
       byId("error").hidden = true;

@@ -109,7 +109,9 @@ export class App {
     clearTimeout(this.timer);
     this.clicked = performance.now();
     this.tell("asked");
-    const run = await this.submit({});
+    const asking = this.submit({});
+    this.asking = asking;
+    const run = await asking;
     if (run === null) return null;
     run.seconds = (performance.now() - this.clicked) / 1000;
     if (this.nothingIsAway(run)) this.before = run;
@@ -117,7 +119,12 @@ export class App {
     return run;
   }
 
-  /** Puts a question with other settings; the page shows the run only if `shown`. */
+  /** A run with other settings that the page does not show; it waits for one that it does. */
+  async askBeside(changes) {
+    await this.asking;
+    return this.submit(changes, false);
+  }
+
   submit(changes, shown = true) {
     const picture = this.pictureSent ? null : pictureFrom(this.scene.canvas);
     if (picture !== null) {
@@ -194,6 +201,7 @@ export class App {
     error.hidden = false;
     error.textContent = this.words("error.model", { reason });
     byId("progress").hidden = true;
+    byId("desk").setAttribute("aria-busy", "false");
   }
 }
 

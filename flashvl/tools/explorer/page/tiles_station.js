@@ -139,7 +139,7 @@ export class TilesStation {
     byId("tiles-compare").disabled = true;
     [this.asked, this.answers] = [app.question, new Map()];
     for (const mode of app.modes) {
-      const run = await app.submit({ stitching: mode }, false);
+      const run = await app.askBeside({ stitching: mode });
       if (run === null) break; // something else was asked meanwhile
       this.answers.set(mode, run);
       this.showTable();
