@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import os
-import shutil
 from collections.abc import Iterator
 
 import pytest
+from browser import needs_browser, opened_browser
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 from tiny import encoded, picture, tiny_model, user
 
 from flashvl import FlashVL
@@ -18,11 +18,7 @@ from flashvl.cli import main
 from flashvl.nano.world.scenes import scene, scoring_number
 from flashvl.tools.explore import page as page_of
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="the page is not tested: there is no Chromium on this machine"
-)
+pytestmark = needs_browser
 PATIENCE = 30_000  # milliseconds, for a machine that is busy
 
 
@@ -68,10 +64,8 @@ class Visitor:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER)
+    with opened_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +238,6 @@ def test_patches_of_the_tower(visitor):
 
 
 def test_every_stitching_mode_is_asked_and_shown(visitor, nano):
-    from flashvl import FlashVL as Model
-
     page = visitor.page
     page.locator("#tiles-compare").click()
     page.wait_for_selector("#tiles-table tr:nth-child(4)")
@@ -253,7 +245,7 @@ def test_every_stitching_mode_is_asked_and_shown(visitor, nano):
     shown = visitor.picture()
     for row in rows:
         mode, sees, tokens, answer = row.locator("th, td").all_inner_texts()
-        other = Model.from_pretrained("nano", device="cpu", assumptions={"stitching": mode})
+        other = FlashVL.from_pretrained("nano", device="cpu", assumptions={"stitching": mode})
         assert sees == f"{other.config.tiler.seen_size} × {other.config.tiler.seen_size}"
         assert tokens == "252"
         assert answer == other.chat(shown, user("What colour is the star?"))

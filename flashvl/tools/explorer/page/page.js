@@ -37,7 +37,7 @@ export class App {
     [this.run, this.before] = [null, null]; // shown; the last one that nothing was taken from
     [this.step, this.layer, this.head] = [0, 0, 0];
     this.pictureSent = false;
-    this.timer = null;
+    [this.timer, this.frame] = [null, null];
   }
 
   /** Parts are made once the model is open. */
@@ -157,7 +157,12 @@ export class App {
       [this.run, this.step] = [run, 0];
       if (!run.choseHead) [this.layer, this.head] = this.sharpestHead();
       this.tell("run");
-    } else this.tell("step");
+    } else if (this.frame === null) {
+      this.frame = requestAnimationFrame(() => {
+        this.frame = null;
+        this.tell("step");
+      });
+    }
   }
 
   /** The head whose attention for the chosen token is strongest on one image token. */

@@ -18,8 +18,9 @@ export class StripStation {
 
   update(topic) {
     if (this.app.run === null) return;
-    if (["run", "step", "language"].includes(topic)) this.show();
-    if (["run", "step", "language", "chosen"].includes(topic)) this.shade();
+    const grown = ["run", "step", "done", "language"].includes(topic);
+    if (grown) this.show();
+    if (grown || topic === "chosen") this.shade();
     if (topic === "pointed") {
       this.app.run.imagePlaces.forEach((place, image) => {
         this.cells[place].classList.toggle("pointed", image === this.app.pointed);
