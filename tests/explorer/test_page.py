@@ -124,6 +124,7 @@ def test_a_shape_is_dragged_away_and_the_model_sees_it(visitor, nano):
     assert answer == nano.chat(after, user("What is in the picture?"))
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own(visitor, nano, tmp_path):
     drawn = scene(scoring_number(5, 3))
     file = tmp_path / "scene.png"
@@ -138,6 +139,7 @@ def test_a_file_of_ones_own(visitor, nano, tmp_path):
     assert "no picture" in visitor.page.inner_text("#error")
 
 
+@pytest.mark.slow
 def test_things_are_added_changed_and_removed_by_the_keyboard_alone(visitor, nano):
     page = visitor.page
     page.get_by_role("button", name="Add: triangle").focus()
@@ -197,6 +199,7 @@ def test_strip_and_picture_point_at_each_other(visitor):
     assert pointed == 100
 
 
+@pytest.mark.slow
 def test_heads_layers_and_candidates_can_be_chosen(visitor):
     page = visitor.page
     heads = page.locator("#decoder-heads .head")
@@ -223,6 +226,7 @@ def test_heads_layers_and_candidates_can_be_chosen(visitor):
     assert page.inner_text("#drawn") == "Drawn: blue"
 
 
+@pytest.mark.slow
 def test_patches_of_the_tower(visitor):
     page = visitor.page
     drawn = "document.querySelector('#tower-heads canvas').toDataURL()"
@@ -237,6 +241,7 @@ def test_patches_of_the_tower(visitor):
     assert page.evaluate(drawn) != before
 
 
+@pytest.mark.slow
 def test_every_stitching_mode_is_asked_and_shown(visitor, nano):
     page = visitor.page
     page.locator("#tiles-compare").click()
@@ -275,6 +280,7 @@ def test_the_star_is_erased_and_given_back(visitor):
     assert page.locator(".cell.off").count() == 0
 
 
+@pytest.mark.slow
 def test_cells_are_painted_over_and_pressed_by_the_keyboard(visitor):
     page = visitor.page
     cells = page.locator("#without-tiles .cell")
@@ -327,6 +333,7 @@ def test_the_tour_goes_from_stop_to_stop(visitor):
     assert page.evaluate("location.hash") == ""
 
 
+@pytest.mark.slow
 def test_a_stop_has_an_address(browser, address):
     context = browser.new_context(reduced_motion="reduce", locale="zh-CN")
     visitor = Visitor(context, f"{address}#tour-6")
@@ -353,7 +360,14 @@ def test_both_languages(visitor):
     assert page.get_attribute("html", "lang") == "en"
 
 
-@pytest.mark.parametrize(("width", "theme"), [(360, "dark"), (768, "light"), (1920, "light")])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (360, "dark"),
+        pytest.param(768, "light", marks=pytest.mark.slow),
+        pytest.param(1920, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_it_fits_into_windows_of_every_width(browser, address, width, theme):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=theme)
     visitor = Visitor(context, address)
@@ -409,6 +423,7 @@ def test_texts_never_become_elements_and_nothing_is_fetched(visitor):
     visitor.requests[:] = [one for one in visitor.requests if "example.org" not in one]
 
 
+@pytest.mark.slow
 def test_a_change_while_it_works_wins(visitor):
     page = visitor.page
     page.get_by_role("button", name="Four things").click()
@@ -419,6 +434,7 @@ def test_a_change_while_it_works_wins(visitor):
 # Other models, pictures and questions.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["static", "dynamic", "iss"])
 def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind):
     flash, image = tiny_model(kind, seed=2), picture(30, 50)
@@ -435,6 +451,7 @@ def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind):
     context.close()
 
 
+@pytest.mark.slow
 def test_the_picture_and_the_question_of_the_command(browser, tmp_path, nano):
     drawn = scene(scoring_number(5, 8))
     (tmp_path / "scene.jpg").write_bytes(encoded(drawn.picture, "JPEG", quality=95))
@@ -450,6 +467,7 @@ def test_the_picture_and_the_question_of_the_command(browser, tmp_path, nano):
     context.close()
 
 
+@pytest.mark.slow
 def test_the_time_from_the_click_to_the_answer_is_told(visitor):
     visitor.page.get_by_role("button", name="Four things").click()
     visitor.wait()

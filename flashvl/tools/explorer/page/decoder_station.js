@@ -5,6 +5,7 @@ import { chances } from "../model/sampling.js";
 import { showBars } from "./bars.js";
 import { stepButtons } from "./desk.js";
 import { byId, element, fill, percent, roving, visible } from "./dom.js";
+import { drawHeat } from "./drawing.js";
 import { Heads } from "./heads.js";
 
 const CANDIDATES = 8;
@@ -139,8 +140,25 @@ export class DecoderStation {
     fill(
       byId("decoder-reads"),
       element("h3", { text: app.words("decoder.reads", { layer, head }) }),
+      this.large(layer, head),
       element("ul", { class: "most" }, ...items),
     );
+  }
+
+  /** A head's attention on the picture and on its thumbnail, large. */
+  large(layer, head) {
+    const { run, step } = this.app;
+    const { places } = run;
+    const { values } = run.onPicture(step, layer, head);
+    const most = Math.max(...values) || 1;
+    const base = this.app.fadedPicture();
+    const [tiles, thumbnail] = [element("canvas"), element("canvas")];
+    drawHeat(tiles, base, places.laidOut(values), places.columns, most);
+    if (places.hasThumbnail) {
+      drawHeat(thumbnail, base, places.laidOut(values, true), places.side, most);
+    }
+    const shown = places.hasThumbnail ? [tiles, thumbnail] : [tiles];
+    return element("div", { class: "large", "aria-hidden": "true" }, ...shown);
   }
 
   showLens() {

@@ -149,7 +149,7 @@ export const WORDS = {
     "decoder.reads": "Layer {layer}, head {head} reads most",
     "decoder.off": "off",
     "decoder.scale":
-      "All squares of all heads share one scale, by the square root. The number says how much of a head's attention is on the picture; the rest is on text.",
+      "All squares of the table share one scale, by the square root; the large picture has its own. The number says how much of a head's attention is on the picture; the rest is on text.",
     "decoder.lens": "What each layer would say",
     "decoder.lens.text":
       "The head that ends the network, applied after every layer: early layers guess, late ones know.",
@@ -367,7 +367,7 @@ export const WORDS = {
     "decoder.reads": "第 {layer} 层第 {head} 头读得最多的",
     "decoder.off": "关",
     "decoder.scale":
-      "所有头的所有方格用同一个尺度，按平方根。数字是这个头放在图片上的注意力，其余的在文字上。",
+      "表中的所有方格用同一个尺度，按平方根；大图有自己的尺度。数字是这个头放在图片上的注意力，其余的在文字上。",
     "decoder.lens": "每一层会说什么",
     "decoder.lens.text": "把网络末尾的输出层用在每一层之后：前面的层在猜，后面的层已经知道。",
     "decoder.layer": "第 {layer} 层",
