@@ -86,7 +86,8 @@ export function averageMargins(features, [rows, columns], margin) {
     const [out, sum] = [mean.row(r), total.row(place)];
     for (let d = 0; d < D; d++) out[d] = sum[d] / count[place];
   }
-  const thumbnail = trimMargins(features.slice(rows * columns, S), margin); // (0 or 1, core, core, D)
+  const rest = features.slice(rows * columns, S); // (0 or 1, side, side, D)
+  const thumbnail = trimMargins(rest, margin); // (0 or 1, core, core, D)
   return concatenate([mean, thumbnail]); // (S, core, core, D)
 }
 

@@ -81,7 +81,8 @@ export class Session {
       if (known === undefined) {
         await this.pause();
         if (number !== this.newest) return null;
-        const pixels = normalize([cut.tiles[index]], tiler.mean, tiler.std); // (1, C, height, width)
+        const tile = [cut.tiles[index]];
+        const pixels = normalize(tile, tiler.mean, tiler.std); // (1, C, height, width)
         const layers = [];
         const watch = (name, tensor) => name.endsWith(".weights") && layers.push(tensor);
         features.push(this.model.vision.forward(pixels, watch)); // (1, N, vision width)

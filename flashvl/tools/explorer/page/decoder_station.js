@@ -118,7 +118,8 @@ export class DecoderStation {
         }
         const nearest = run.tokens[image].words[app.language][0].text;
         const where = run.places.position(image);
-        const name = `${app.words(`kind.${kind}`)} ${where.row + 1}:${where.column + 1} “${nearest}”`;
+        const spot = `${where.row + 1}:${where.column + 1}`;
+        const name = `${app.words(`kind.${kind}`)} ${spot} “${nearest}”`;
         return { name, share: row[place], image };
       });
   }

@@ -24,7 +24,14 @@ const NOTEBOOKS = {
   4: "04_decoder.ipynb",
 };
 
-/** `tell(topic)` calls `update(topic)` of every part; the topics: language, theme, run, step, ... */
+/**
+ * What is chosen and what was answered. `tell(topic)` calls `update(topic)` of every part:
+ *
+ * language, theme: all is to be written or drawn anew; picture: it was changed; asked: the model
+ * begins; progress: a message of its work; run: another run is shown; step: its answer has grown;
+ * done: it is whole; chosen: another token or head; pointed: another image token; without:
+ * something was switched off or on.
+ */
 export class App {
   constructor(data, digits) {
     this.data = data;

@@ -1,4 +1,4 @@
-// All tokens of the prompt and the answer in one strip; image tokens show their part of the picture.
+// All tokens of the prompt and the answer in one strip; image tokens show their part of it.
 
 import { byId, element, fill, percent, roving, visible } from "./dom.js";
 
@@ -57,7 +57,7 @@ export class StripStation {
         style: {
           "background-image": picture,
           "background-size": `${100 / width}% ${100 / height}%`,
-          "background-position": `${(100 * left) / (1 - width || 1)}% ${(100 * top) / (1 - height || 1)}%`,
+          "background-position": `${100 * share(left, width)}% ${100 * share(top, height)}%`,
         },
       });
     });
@@ -123,4 +123,9 @@ export class StripStation {
       cell.classList.toggle("answering", place === row.length);
     });
   }
+}
+
+/** A place in a background in CSS's measure: 0 at the beginning, 1 where its end is at the end. */
+function share(start, length) {
+  return length < 1 ? start / (1 - length) : 0;
 }
