@@ -189,7 +189,7 @@ def build_parser() -> argparse.ArgumentParser:
         "explore",
         ".tools.explore",
         "write a page in which a small model lives: draw, ask, look inside, erase, ask again",
-        "",
+        '--question "What colour is the star?" --out page.html',
     )
     explore.add_argument("--model", default="nano", metavar="nano|FOLDER", help="default: nano")
     explore.add_argument("--image", metavar="FILE", help="the picture at its start")

@@ -26,6 +26,7 @@ COMMANDS = (
     "trace",
     "tiles",
     "look",
+    "explore",
     "bench",
     "train",
     "score",

@@ -31,6 +31,7 @@ from ..errors import ArgumentError
 from ..input.image import ImageLike, load_image
 from ..reading import shown
 from ..storage import MEBIBYTE, read_bounded
+from ..terminal import say
 from .new_file import check_new, write_new
 
 FOLDER = Path(__file__).parent / "explorer"
@@ -51,13 +52,13 @@ def run(options: argparse.Namespace) -> None:
     folder = _small_model(options.model)
     image = None if options.image is None else load_image(options.image)
     flash = FlashVL.from_pretrained(folder, device="cpu", dtype="float32")
-    contents = page(flash, options.model, image, options.question, _notebooks(options.out))
+    contents = page(flash, folder.resolve().name, image, options.question, _notebooks(options.out))
     if not _is_there_already(options.out, contents):
         check_new(options.out, "--out")
         write_new(options.out, "--out", contents)
     print(options.out)
-    if not options.no_open:
-        webbrowser.open(options.out.resolve().as_uri())
+    if not options.no_open and not webbrowser.open(options.out.resolve().as_uri()):
+        say("flashvl: no browser was found here; open the page in one of yours")
 
 
 def page(
@@ -94,7 +95,7 @@ def page(
     parts = {
         "policy": policy,
         "style": style,
-        "data": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
+        "data": json.dumps(data).replace("<", "\\u003c"),
         "worker": joined("model/worker.js"),
         "weights": base64.b64encode(weights_of(flash)).decode("ascii"),
         "script": script,

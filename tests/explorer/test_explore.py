@@ -99,6 +99,7 @@ def test_what_is_said_cannot_end_the_data(nano_page):
     data = json.loads(Parts(contents).parts["data"])
     assert (data["question"], data["name"]) == (question, "<b>nano</b>")
     assert contents.count("</script>") == nano_page.count(b"</script>")
+    assert json.loads(Parts(page(tiny_model(), "x", None, "\udcff").decode()).parts["data"])
     found = explore.load_image(base64.b64decode(data["image"]))
     assert np.array_equal(np.asarray(found), np.asarray(image))
 
@@ -110,7 +111,7 @@ def test_a_large_picture_is_made_smaller():
 
 def test_it_opens_the_browser_and_replaces_nothing(tmp_path, monkeypatch, capsys, folder):
     opened = []
-    monkeypatch.setattr(webbrowser, "open", opened.append)
+    monkeypatch.setattr(webbrowser, "open", lambda page: opened.append(page) or len(opened) < 3)
     monkeypatch.chdir(tmp_path)
     assert main(["explore", "--model", str(folder)]) == 0
     out = tmp_path / "explore.html"
@@ -124,6 +125,9 @@ def test_it_opens_the_browser_and_replaces_nothing(tmp_path, monkeypatch, capsys
     assert (out.read_bytes(), len(opened)) == (before, 2)
     assert main(["explore", "--model", str(folder), "--out", "other.html", "--no-open"]) == 0
     assert len(opened) == 2
+    assert main(["explore", "--model", str(folder), "--out", "third.html"]) == 0
+    assert "no browser" in capsys.readouterr().err
+    assert str(tmp_path) not in (tmp_path / "third.html").read_text(encoding="utf-8")
 
 
 def test_what_it_refuses(tmp_path, monkeypatch, capsys, folder):
