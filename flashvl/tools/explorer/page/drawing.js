@@ -31,7 +31,10 @@ export function pictureFrom(canvas) {
   return { height, width, rgb };
 }
 
-/** The picture in gray, near to the color of the page, so that heat is seen on any of them. */
+/**
+ * The picture in gray, near to the color of the page, so that heat is seen on any of them; on a
+ * dark page what is light becomes dark.
+ */
 export function faded(source, width = 320) {
   const height = Math.max(1, Math.round((width * source.height) / source.width));
   const canvas = canvasOf(width, height);
@@ -40,9 +43,11 @@ export function faded(source, width = 320) {
   const image = pen.getImageData(0, 0, width, height);
   const surface = rgbOf(css("--surface"));
   const strength = 0.26;
+  const dark = surface[1] < 128;
   for (let i = 0; i < image.data.length; i += 4) {
     const [r, g, b] = image.data.subarray(i, i + 3);
-    const gray = 0.3 * r + 0.59 * g + 0.11 * b;
+    const light = 0.3 * r + 0.59 * g + 0.11 * b;
+    const gray = dark ? 255 - light : light;
     for (let c = 0; c < 3; c++) {
       image.data[i + c] = surface[c] * (1 - strength) + gray * strength;
     }

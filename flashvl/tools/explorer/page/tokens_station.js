@@ -78,7 +78,7 @@ export class TokensStation {
       cell.textContent = shown === "words" ? text : "";
       cell.style.setProperty("--strength", shown === "words" ? strength ** 1.5 : 0);
       cell.style.setProperty("--norm", shown === "norms" ? within(norm, this.range.norms) : 0);
-      cell.classList.toggle("long", Array.from(text).length > 5);
+      cell.classList.toggle("long", widthOf(text) > 5);
     });
   }
 
@@ -110,6 +110,11 @@ export class TokensStation {
       });
     }
   }
+}
+
+/** In Latin letters, of which a Chinese one takes two. */
+function widthOf(text) {
+  return Array.from(text).reduce((sum, letter) => sum + (letter > "\u2e7f" ? 2 : 1), 0);
 }
 
 function rangeOf(values) {
