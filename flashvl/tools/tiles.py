@@ -44,7 +44,7 @@ from .drawing import (
 
 # Pixels: a column, between two, a drawing's and a tile's largest sides, between two tiles. The
 # sheet stays under one screen of 1080 pixels.
-COLUMN, GAP, TALLEST, TILE, TILE_GAP = 420, 28, 220, 160, 10
+COLUMN, GAP, TALLEST, TILE, TILE_GAP = 420, 28, 205, 160, 10
 SMALL_TILE, SHEET = 100, 1080  # pixels: beside a drawing; the tallest sheet
 MARGIN_STRENGTH = 0.6  # of the tint
 TOKEN_LINE = (190, 190, 190)
@@ -159,7 +159,7 @@ def draw(image: Image.Image, config: FlashVLConfig, title: str) -> Image.Image:
 def draw_mode(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.Image:
     """A stitching mode: what it does, the first tile as the tower sees it, and the tokens."""
     tiler = config.tiler
-    tile = tile_image(image, tiler)[0][0]  # (side, side, C)
+    tile = cut_tiles(canvas_of(image, grid, tiler), grid, tiler.core_size)[0]  # (side, side, C)
     margin = tiler.seen_margin
     inside = inside_picture(grid, tiler.core_size, margin)
     first = cut_tiles(inside, grid, tiler.core_size)[0]  # (side, side)
