@@ -37,6 +37,7 @@ from .new_file import check_new, write_new
 FOLDER = Path(__file__).parent / "explorer"
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"  # in a clone
 TOWERS = ("aimv2", "siglip")  # that the page has in JavaScript
+NEVER_CALLED = "vision.pooling_head."
 
 MAX_PARAMETERS = 8_000_000  # nano has 1.7 million; a browser needs a second for them
 MAX_SIDE = 1024  # pixels of a picture that is put into the page
@@ -164,7 +165,8 @@ def weights_of(flash: FlashVL) -> bytes:
     """A safetensors file by the names of our modules: bfloat16 where that loses nothing."""
     tensors = {}
     for name, tensor in flash.model.state_dict().items():
-        if name == "decoder.head.weight" and flash.config.decoder.tied_head:
+        tied = name == "decoder.head.weight" and flash.config.decoder.tied_head
+        if tied or name.startswith(NEVER_CALLED):
             continue
         wide = tensor.float()
         narrow = wide.bfloat16()

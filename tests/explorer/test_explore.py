@@ -188,6 +188,24 @@ def test_no_line_of_the_parts_is_long():
 
 
 @needs_node
+def test_a_network_that_the_page_does_not_have_is_refused(tmp_path):
+    """Weights that were added in Python, or are missing, do not go by unseen."""
+    flash = tiny_model()
+    flash.model.compressor.direct = torch.nn.Linear(2, 2, bias=False)
+    jobs = [{"picture": None, "question": "What?"}]
+    with pytest.raises(
+        AssertionError, match=r"does not know the weights compressor\.direct\.weight"
+    ):
+        run_in_node(tmp_path, "jobs", flash, jobs=jobs)
+    flash = tiny_model()
+    del flash.model.decoder.layers[1].mlp.up
+    with pytest.raises(
+        AssertionError, match=r"there are no weights decoder\.layers\.1\.mlp\.up\.weight"
+    ):
+        run_in_node(tmp_path, "jobs", flash, jobs=jobs)
+
+
+@needs_node
 def test_both_languages_say_everything(tmp_path):
     words = run_in_node(tmp_path, "words")
     english, chinese = words["en"], words["zh"]

@@ -6,7 +6,7 @@ import { Tensor, linear, map, silu } from "./tensor.js";
 export class Linear {
   constructor(weights) {
     this.weight = weights.get("weight"); // (out, in)
-    this.bias = weights.get("bias"); // (out) or null
+    this.bias = weights.find("bias"); // (out) or null
   }
 
   forward(x) {

@@ -18,6 +18,9 @@ export class FlashVLModel {
     this.vision = new TOWERS[config.vision.architecture](config.vision, weights.at("vision"));
     this.compressor = new Compressor(config, weights.at("compressor"));
     this.decoder = new Decoder(config.decoder, weights.at("decoder"));
+    // A network with parts that are not here would answer otherwise.
+    const [unknown] = weights.unread;
+    if (unknown !== undefined) throw new Error(`the page does not know the weights ${unknown}`);
   }
 
   /**

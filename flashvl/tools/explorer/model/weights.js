@@ -4,9 +4,9 @@ import { Tensor } from "./tensor.js";
 
 /** The tensors below a name, such as "decoder.layers.0". */
 export class Weights {
-  constructor(tensors, name = "") {
-    this.tensors = tensors;
-    this.name = name;
+  constructor(tensors, name = "", unread = new Set(tensors.keys())) {
+    [this.tensors, this.name] = [tensors, name];
+    this.unread = unread; // names that nobody has asked for yet
   }
 
   /** bytes (Uint8Array) of a safetensors file with bfloat16 and float32 numbers. */
@@ -34,12 +34,22 @@ export class Weights {
   }
 
   at(part) {
-    return new Weights(this.tensors, this.name === "" ? `${part}` : `${this.name}.${part}`);
+    const name = this.name === "" ? `${part}` : `${this.name}.${part}`;
+    return new Weights(this.tensors, name, this.unread);
+  }
+
+  /** The tensor of a name. */
+  get(part) {
+    const found = this.find(part);
+    if (found === null) throw new Error(`there are no weights ${this.at(part).name}`);
+    return found;
   }
 
   /** The tensor of a name, or null. */
-  get(part) {
-    return this.tensors.get(this.at(part).name) ?? null;
+  find(part) {
+    const { name } = this.at(part);
+    this.unread.delete(name);
+    return this.tensors.get(name) ?? null;
   }
 }
 
