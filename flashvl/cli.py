@@ -15,11 +15,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .config import CHOICES, DTYPES, QUANTIZATIONS
 from .errors import FlashVLError, printable, shortened
 from .terminal import discard, say
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +33,11 @@ class Parser(argparse.ArgumentParser):
         say(f"{self.prog}: {reason}; see {self.prog} --help")
         self.exit(2)
 
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse's own ignores a full disk
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command -> its exit code: 0, 1 (a check failed), 2 (bad input), 130 (Ctrl-C)."""
@@ -38,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(stream, io.TextIOWrapper):
                 # A terminal without Chinese, or a byte that is no text, must not end the answer.
                 stream.reconfigure(errors="replace")
-        options = build_parser().parse_args(arguments)
+        options = parse(arguments)
         code = _import_whole(options.module).run(options) or 0
         if sys.stdout is not None:
             sys.stdout.flush()  # what cannot be written is said here, not by Python at its end
@@ -58,6 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = getattr(error, "filename", None)
         say(f"flashvl: {FlashVLError(f'{reason}: {place}' if place else reason)}")
         return 2
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of one command. Ends the process with code 2 if they are wrong."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        if value == []:  # what argparse makes of --option=-- before Python 3.12
+            parser.error(f"argument --{name.replace('_', '-')}: expected a value")
+    return options
 
 
 def _import_whole(module: str) -> ModuleType:
