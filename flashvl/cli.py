@@ -57,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("")
         return 130
+    except RuntimeError as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        say("")  # torch stumbled over the Ctrl-C
+        return 130
     except BrokenPipeError:  # the reader has gone
         discard(sys.stdout)
         return 0

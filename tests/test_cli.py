@@ -178,6 +178,18 @@ def test_interruption_ends_without_a_traceback(taught, capsys, monkeypatch):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_nor_does_torch_that_stumbles_over_it(taught, capsys, monkeypatch):
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("a stack is empty")
+
+    monkeypatch.setattr("flashvl.tools.chat.read_line", interrupted)
+    assert main(["chat", "--model", taught]) == 130
+    assert "stack" not in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_error(taught):
     command = f"{sys.executable} -m flashvl chat --model {taught} hello | head -c 0"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
