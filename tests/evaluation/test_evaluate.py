@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ import torch
 
 from flashvl import FlashVL
 from flashvl.cli import main
+from flashvl.device import peak_bytes
 from flashvl.evaluation import evaluate as evaluate_module
 from flashvl.evaluation import nano_set
 from flashvl.evaluation.answers import Answer, Answers
@@ -319,7 +321,7 @@ def test_rows_with_errors_are_told_scored_and_tried_again(capsys, tmp_path):
     out, first, second = tmp_path / "out", tmp_path / "1.json", tmp_path / "2.json"
     assert main(arguments(table, out, "--json", str(first))) == 0
     said = capsys.readouterr().err
-    assert said.startswith(f"own: 2 rows have no answer; {table}, row 2 (index 1)")
+    assert f"\nown: 2 rows have no answer; {table}, row 2 (index 1)" in said
     assert [set(one) for one in lines(out / "nano_own.jsonl")] == [
         {"index", "prediction"},
         {"index", "error"},
@@ -404,6 +406,20 @@ def test_nano_is_drawn_into_the_folder_and_kept(capsys, monkeypatch, tmp_path):
         assert main(["evaluate", "--data", "nano", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "nano.tsv").read_bytes() == nano_table(2)
     assert len(lines(tmp_path / "nano_nano.jsonl")) == 8
+
+
+def test_at_the_end_it_says_how_fast_it_was_and_in_how_much_memory(data, capsys, tmp_path):
+    assert main(arguments(data, tmp_path)) == 0
+    (said,) = capsys.readouterr().err.splitlines()
+    told = re.fullmatch(
+        r"nano: 48 rows in \d+\.\d minutes, (\d+\.\d) a second, (\d\.\d\d) GB of memory at most",
+        said,
+    )
+    assert told
+    assert float(told[1]) > 0
+    assert 0.1 < float(told[2]) <= peak_bytes(torch.device("cpu")) / 1e9 + 0.005
+    assert main(arguments(data, tmp_path)) == 0
+    assert capsys.readouterr().err == ""  # nothing was asked
 
 
 def test_progress_tells_rows_speed_and_the_score_so_far(data, monkeypatch, tmp_path):
