@@ -17,7 +17,8 @@ from flashvl.config import ASSUMPTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+SHELL_BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+SHELL = SHELL_BLOCK.findall(README)
 PAGES = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.md"), *(ROOT / "weights").rglob("*.md")]
 
 
@@ -34,15 +35,26 @@ def test_the_first_command_prints_what_the_readme_shows(capsys, monkeypatch):
 
 
 def test_the_commands_are_understood():
-    """All of the list, the one after it, and that every command is in the list."""
-    blocks = [one for one in SHELL if one.startswith("flashvl")]
-    lines = [line for block in blocks for line in block.splitlines()]
-    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    """Those of every page; and every command is in the README's list."""
     parser = build_parser()
-    for arguments in commands:
-        assert parser.parse_args(arguments).module
-    (known,) = (action.choices for action in parser._actions if action.choices)
-    assert {arguments[0] for arguments in commands} == set(known)
+    for page in PAGES:
+        commands = commands_of(page.read_text(encoding="utf-8"))
+        for arguments in commands:
+            assert parser.parse_args(arguments).module
+        if page.name == "README.md" and page.parent == ROOT:
+            (known,) = (action.choices for action in parser._actions if action.choices)
+            assert {arguments[0] for arguments in commands} == set(known)
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The arguments of `flashvl` and `torchrun ... -m flashvl` in a page's blocks of the shell."""
+    lines = [line for block in SHELL_BLOCK.findall(page) for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if "&&" not in line]
+    return [
+        one[one.index("flashvl") + 1 :]
+        for one in words
+        if one[:1] == ["flashvl"] or (one[:1] == ["torchrun"] and "flashvl" in one)
+    ]
 
 
 def test_the_table_of_folders_is_the_house_from_the_bottom_up():

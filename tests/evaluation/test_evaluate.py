@@ -26,7 +26,8 @@ from flashvl.evaluation.answers import Answer, Answers
 from flashvl.evaluation.nano_set import nano_table
 from flashvl.evaluation.runner import Runner
 
-NANO = Path(__file__).parents[2] / "weights" / "nano"
+ROOT = Path(__file__).parents[2]
+NANO = ROOT / "weights" / "nano"
 SCENES = 12
 ROWS = 4 * SCENES
 
@@ -398,6 +399,22 @@ def test_figures_never_replace_a_file(capsys, data, tmp_path):
         said = refusal(capsys, "evaluate", *way, "--json", str(figures))
         assert "figures.json is there already" in said
     assert figures.read_text() == "mine"
+
+
+def test_the_table_on_the_page_is_answered_and_scored(capsys, tmp_path):
+    """As a reader would copy it, with nano's pictures in the places of its own."""
+    page = (ROOT / "notebooks" / "evaluation.md").read_text(encoding="utf-8")
+    table = re.search(r"```\n(index\t.*?)```", page, re.DOTALL).group(1)
+    (tmp_path / "questions.tsv").write_text(table, encoding="utf-8")
+    (tmp_path / "pictures").mkdir()
+    for name in re.findall(r"pictures/\S+", table):
+        shutil.copy(next((NANO / "pictures").glob("*.png")), tmp_path / name)
+    out, figures = tmp_path / "out", tmp_path / "figures.json"
+    questions = tmp_path / "questions.tsv"
+    assert main(arguments(questions, out, "--json", str(figures))) == 0
+    assert capsys.readouterr().err.count("\n") == 1  # no row has an error
+    scored = json.loads(figures.read_text())["questions"]
+    assert set(scored) == {"score", "choice", "yes or no", "open", "exact", "Overall"}
 
 
 def test_nano_is_drawn_into_the_folder_and_kept(capsys, monkeypatch, tmp_path):
