@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(chat)
     _add_device(chat)
     _add_dtype(chat)
-    _add_quantize(chat, "the decoder's weights as int8")
+    _add_quantize(chat, "the decoder's weights in 8 or 4 bits")
     chat.add_argument("--compile", action="store_true", help="by torch.compile; for CUDA")
     _add_max_new_tokens(chat, 256)
     chat.add_argument("--sample", action="store_true", help="draw tokens instead of the likeliest")
@@ -236,7 +236,7 @@ def build_parser() -> argparse.ArgumentParser:
     score.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
     _add_seed(score, "of the scenes")
     _add_device(score)
-    _add_quantize(score, "the decoder's weights as int8")
+    _add_quantize(score, "the decoder's weights in 8 or 4 bits")
 
     _add_evaluate(
         command(
@@ -345,7 +345,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     )
     _add_device(evaluate)
     _add_dtype(evaluate)
-    _add_quantize(evaluate, "the decoder's weights as int8")
+    _add_quantize(evaluate, "the decoder's weights in 8 or 4 bits")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as well")
 
 

@@ -24,7 +24,7 @@ TILE_START, TILE_NEXT = -200, -201
 
 # Number formats that a model can be loaded in, and that its decoder can be quantized to.
 DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "int4")
 
 
 @dataclass(frozen=True)

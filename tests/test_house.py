@@ -28,7 +28,7 @@ ARROWS = {
     "input": BOTTOM | {"storage"},
     "checkpoint": BOTTOM | {"storage", "model", "input"},
     "generation": {"errors", "device", "model", "input", "reading"},
-    "fast": {"errors", "model", "checkpoint", "generation"},
+    "fast": {"errors", "terminal", "model", "checkpoint", "generation"},
     "chat": BOTTOM | {"device", "input", "model", "checkpoint", "generation", "fast"},
     "training": {"errors", "storage", "reading", "terminal", "checkpoint"},
     "nano": BOTTOM | {"terminal", "storage", "device", "input", "model", "chat", "training"},

@@ -24,7 +24,7 @@ from flashvl.generation.generate import LAST, new_cache
 from flashvl.tools.bench import ceilings, measure, memory, random_checkpoint, report
 from flashvl.tools.bench.measure import Timing, take_turns
 from flashvl.tools.bench.memory import measure_memory
-from flashvl.tools.bench.peers import compare_compiled, int8_loss
+from flashvl.tools.bench.peers import compare_compiled, quantization_loss
 from flashvl.tools.bench.stages import (
     Sizes,
     Stages,
@@ -108,8 +108,8 @@ def test_the_whole_command(stored, tmp_path, monkeypatch, capsys):
                 ours, theirs = sides["flashvl"], sides[f"transformers {dtype}"]
                 assert sides["ratio"] == pytest.approx(ours["seconds"] / theirs["seconds"])
     assert result["peer"]["memory"]["before_bytes"] > 0
-    assert result["int8"]["loss"]["largest_difference"] > 0
-    assert 0 <= result["int8"]["loss"]["equal_tokens"] <= 1
+    assert result["quantized"]["loss"]["largest_difference"] > 0
+    assert 0 <= result["quantized"]["loss"]["equal_tokens"] <= 1
 
 
 def test_operations_are_those_that_torch_counts(any_flash):
@@ -250,15 +250,18 @@ def test_ratios_in_words():
 
 def test_a_model_loses_nothing_against_itself():
     stages = Stages(tiny_model(), SIZES)
-    loss = int8_loss(stages, stages.flash)
-    assert (loss["largest_difference"], loss["equal_tokens"]) == (0.0, 1.0)
-    assert loss["tokens"] == 128
+    loss = quantization_loss(stages, stages.flash)
+    assert (loss["largest_difference"], loss["mean_difference"]) == (0.0, 0.0)
+    assert (loss["divergence"], loss["equal_tokens"], set(loss["layers"])) == (0.0, 1.0, {0.0})
+    assert loss["tokens"] == 512 - stages.preprocess().input_ids.shape[1]
     assert loss["largest_logit"] > 0
 
 
 def test_another_model_loses():
-    loss = int8_loss(Stages(tiny_model(), SIZES), tiny_model(seed=1))
-    assert loss["largest_difference"] > 0
+    loss = quantization_loss(Stages(tiny_model(), SIZES), tiny_model(seed=1))
+    assert 0 < loss["mean_difference"] < loss["largest_difference"]
+    assert loss["divergence"] > 0
+    assert min(loss["layers"]) > 0.1
     assert loss["relative"] == loss["largest_difference"] / loss["largest_logit"]
     assert loss["equal_tokens"] < 1
 

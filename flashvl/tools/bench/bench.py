@@ -33,7 +33,7 @@ from . import report
 from .ceilings import Ceilings, measure_ceilings
 from .measure import Timing, describe, take_turns
 from .memory import measure_memory
-from .peers import compare_compiled, compare_int8, compare_with_transformers
+from .peers import compare_compiled, compare_quantized, compare_with_transformers
 from .random_checkpoint import kept_random_checkpoint
 from .stages import Count, Sizes, Stages, count_stages, grid_of, input_shapes
 
@@ -118,8 +118,9 @@ def bench(
         peaks = measure_memory(folder, sizes, device, options.dtype, peer=True)
         show("peer", peer | {"memory": memory_entry(stages, folder, peaks)}, report.peer)
     if options.quantize is not None:
-        int8 = compare_int8(stages, load(quantize=options.quantize), options.runs)
-        show("int8", int8, report.int8)
+        other = load(quantize=options.quantize)
+        found = compare_quantized(stages, other, options.quantize, options.runs)
+        show("quantized", found, report.quantized)
     if options.compile:
         compiled = load()
         compiled.compile()

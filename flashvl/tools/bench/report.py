@@ -94,15 +94,26 @@ def peer(result: dict[str, Any]) -> str:
     return f"{table(rows)}\npeak memory of transformers in float32: {theirs}"
 
 
-def int8(result: dict[str, Any]) -> str:
-    decode, loss = result["int8"]["decode"], result["int8"]["loss"]
-    return (
-        f"decode with int8 weights: {spread(decode['int8'])} a token, without "
-        f"{spread(decode['flashvl'])}: {ratio('decode', decode)}\n"
-        f"loss over {loss['tokens']} tokens: the largest difference of a logit is "
-        f"{loss['largest_difference']:.3g}, {loss['relative']:.2%} of the largest logit; "
-        f"{loss['equal_tokens']:.1%} of the greedy tokens are equal"
-    )
+def quantized(result: dict[str, Any]) -> str:
+    found = result["quantized"]
+    form, loss, layers = found["form"], found["loss"], found["loss"]["layers"]
+    rows = [("stage", form, "as stored", f"{form} takes")]
+    for stage in ("prefill", "decode"):
+        sides = found[stage]
+        rows.append((stage, spread(sides[form]), spread(sides["flashvl"]), ratio(stage, sides)))
+    differs = f"{loss['mean_difference']:.3g} in the mean, {loss['largest_difference']:.3g} at most"
+    lines = [
+        table(rows),
+        f"loss over {loss['tokens']} tokens: a logit differs by {differs}, which is "
+        f"{loss['relative']:.2%} of the largest logit;",
+        f"divergence {loss['divergence']:.3g} nats a token; {loss['equal_tokens']:.1%} of the "
+        "greedy tokens are equal",
+    ]
+    if layers:
+        lines.append(
+            f"error of the layers: {layers[0]:.2%} in the first, {layers[-1]:.2%} in the last"
+        )
+    return "\n".join(lines)
 
 
 def compiled(result: dict[str, Any]) -> str:
