@@ -300,6 +300,9 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--peer", choices=["transformers"], help="the same weights there as well")
     _add_quantize(bench, "this against the weights as they are")
     bench.add_argument(
+        "--batch", type=int, metavar="N", help="N answers side by side against one by one"
+    )
+    bench.add_argument(
         "--compile", action="store_true", help="torch.compile against the model as it is"
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")

@@ -33,7 +33,7 @@ from . import report
 from .ceilings import Ceilings, measure_ceilings
 from .measure import Timing, describe, take_turns
 from .memory import measure_memory
-from .peers import compare_compiled, compare_quantized, compare_with_transformers
+from .peers import compare_batch, compare_compiled, compare_quantized, compare_with_transformers
 from .random_checkpoint import kept_random_checkpoint
 from .stages import Count, Sizes, Stages, count_stages, grid_of, input_shapes
 
@@ -63,6 +63,8 @@ def check(options: argparse.Namespace) -> None:
     for name in ("tiles", "prompt", "new", "runs"):
         if getattr(options, name) < 1:
             raise ArgumentError(f"--{name} must be at least 1, found {getattr(options, name)}")
+    if options.batch is not None and options.batch < 2:
+        raise ArgumentError(f"--batch must be at least 2, found {options.batch}")
     if options.json is not None:
         check_new(options.json, "--json")
     if options.peer is not None:
@@ -121,6 +123,8 @@ def bench(
         other = load(quantize=options.quantize)
         found = compare_quantized(stages, other, options.quantize, options.runs)
         show("quantized", found, report.quantized)
+    if options.batch is not None:
+        show("batch", compare_batch(stages, options.batch, options.runs), report.batch)
     if options.compile:
         compiled = load()
         compiled.compile()

@@ -5,7 +5,7 @@ Both sides run by turns in one process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...chat import FlashVL
-from ...generation.generate import joint_cache, read_prompt
+from ...generation.generate import generate, joint_cache, read_prompt
 from ...generation.sampling import Sampling
 from ...model.recording import recorded
 from ...terminal import end_progress, show_progress
@@ -173,6 +173,35 @@ def quantization_loss(stages: Stages, quantized: FlashVL) -> dict[str, Any]:
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     return ((found - wanted).float().norm() / wanted.float().norm()).item()
+
+
+def compare_batch(stages: Stages, rows: int, runs: int) -> dict[str, Any]:
+    """Pictures with a question each, from picture to answer: side by side, and one by one.
+
+    Each answer has as many tokens as decode's, unless it ends before.
+    """
+    flash, sampling = stages.flash, Sampling(max_new_tokens=stages.sizes.new)
+    tokens: list[int] = []
+
+    def answer(numbers: Sequence[int | None]) -> int:
+        """-> how many tokens all answers have."""
+        read = [
+            read_prompt(flash.model, stages.preprocess(), sampling, number=one) for one in numbers
+        ]
+        for _ in generate(flash.model, read, sampling, flash.stop_ids, flash.begin_decode):
+            pass
+        return sum(len(row.ids) for row in read)
+
+    def together() -> None:
+        tokens.append(answer(range(1, rows + 1)))
+
+    def one_by_one() -> None:
+        for _ in range(rows):
+            answer([None])
+
+    sides = {"together": together, "one by one": one_by_one}
+    found = compare(f"{rows} answers", sides, runs, flash.model.device)
+    return found | {"rows": rows, "tokens": tokens[-1]}
 
 
 def compare_compiled(stages: Stages, compiled: FlashVL, runs: int) -> dict[str, Any]:
