@@ -17,7 +17,8 @@ from .errors import ConfigError
 from .reading import MAX_INTEGER, Reader, copy_of
 
 Grid = tuple[int, int]  # rows, columns of tiles
-Padding = Literal["edge", "reflect", "symmetric", "constant"]  # NumPy's words
+# NumPy's words; constant is black.
+Padding = Literal["constant", "edge", "reflect", "symmetric"]
 
 # In input ids: a tile's first image token, and each of its further ones. Source: published code.
 TILE_START, TILE_NEXT = -200, -201
@@ -91,7 +92,7 @@ class TilerConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stitching: str = "trim"
-    padding: Padding = "edge"
+    padding: Padding = "constant"
     thumbnail: bool = True
 
     @property
@@ -228,7 +229,7 @@ class FlashVLConfig:
                 mean=kind.mean,
                 std=kind.std,
                 stitching=assumed.choice("stitching", CHOICES["stitching"], "trim"),
-                padding=assumed.choice("padding", PADDINGS, "edge"),
+                padding=assumed.choice("padding", PADDINGS, TilerConfig.padding),
                 thumbnail=assumed.boolean("thumbnail", True),
             ),
             prompt=PromptConfig(

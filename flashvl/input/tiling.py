@@ -50,6 +50,7 @@ def choose_grid(height: int, width: int, core_size: int, max_tiles: int) -> Grid
 def canvas_of(image: Image.Image, grid: Grid, config: TilerConfig) -> np.ndarray:
     """The picture resized to the cores of `grid` and padded by the margin on all four sides.
 
+    Before normalization, so that the padding `constant` is black.
     -> (rows * core + 2 * margin, columns * core + 2 * margin, C) uint8.
     """
     height, width = grid[0] * config.core_size, grid[1] * config.core_size

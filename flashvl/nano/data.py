@@ -33,7 +33,7 @@ WEIGHTS = {
     "presence": 0.7,
     "absent": 0.6,
     "outside": 0.4,
-    "self": 0.15,
+    "self": 0.2,
 }
 MAX_SEED = 2**20 - 1  # the numbers of scenes and tiles begin with the seed
 SPAN = 2**32  # scene numbers of one stage; no stage draws as many
@@ -116,7 +116,7 @@ class TileBatches(Dataset[TileBatch]):
         sizes = (tiler.tile_size, vision.patch_size, margin)
         cut = margin - self.config.stitched_margin
         drawn = [
-            packed_tile(number, *sizes, stage.things[1], stage.digits, cut)
+            packed_tile(number, *sizes, stage.things[1], stage.digits, tiler.padding, cut)
             for number in scene_numbers(stage, self.seed, self.first, step)
         ]
         pixels = np.stack([tile.pixels for tile in drawn])  # (S, height, width, C)
