@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from .config import CHOICES, DTYPES, QUANTIZATIONS
+from .assumptions import choices_of
+from .config import DTYPES, QUANTIZATIONS
 from .errors import FlashVLError, printable, shortened
 from .terminal import discard, say
 
@@ -122,6 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = command("verify", ".tools.verify", "tell what a checkpoint holds and settles", "nano")
     verify.add_argument("model", metavar="FOLDER|REPOSITORY", help="or nano")
     _add_revision(verify)
+    _add_assumptions(verify)
     verify.add_argument(
         "--values", action="store_true", help="read every weight and name those not finite"
     )
@@ -161,6 +163,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="nano",
         help="nano, a folder or a repository; its weights are not needed (default: nano)",
     )
+    _add_assumptions(tiles)
 
     look = command(
         "look",
@@ -196,7 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, metavar="N", help="all stages together; scales them")
     _add_device(train)
     _add_seed(train, "same seed, same data")
-    modes = CHOICES["stitching"]
+    modes = choices_of("stitching")
     train.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
     train.add_argument(
         "--tower",
@@ -210,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
         "score", ".nano.score", "count how often a model is right", "--model nano --scenes 1000"
     )
     score.add_argument("--model", default="nano", help='"nano" or a folder (default: nano)')
+    _add_assumptions(score)
     score.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
     _add_seed(score, "of the scenes")
     _add_device(score)
@@ -331,10 +335,21 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         "--model", default="nano", help="nano, a folder or a repository of the hub (default: nano)"
     )
     _add_revision(command)
+    _add_assumptions(command)
 
 
 def _add_revision(command: argparse.ArgumentParser) -> None:
     command.add_argument("--revision", help="commit, branch or tag of a repository")
+
+
+def _add_assumptions(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--assumptions",
+        type=Path,
+        metavar="FILE",
+        help="a JSON file of fields and values, such as settle --out writes; they replace what the "
+        "model's config.json says",
+    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
