@@ -191,6 +191,15 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
 
+    _add_settle(
+        command(
+            "settle",
+            ".tools.settle.settle",
+            "ask a model under which of the unpublished assumptions it was trained",
+            "--model FOLDER --out assumptions.json",
+        )
+    )
+
     train = command(
         "train", ".nano.train", "train nano from scratch", "--recipe nano --out runs/nano"
     )
@@ -284,6 +293,37 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="torch.compile against the model as it is"
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")
+
+
+def _add_settle(settle: argparse.ArgumentParser) -> None:
+    settle.description = (
+        f"{settle.description} Under the right ones it finds right answers likely, under wrong "
+        "ones it does not. weights/ASSUMPTIONS.md explains them all."
+    )
+    _add_model(settle)
+    settle.add_argument(
+        "--scenes",
+        type=int,
+        default=96,
+        metavar="N",
+        help="drawn pictures to ask about (default: 96); fewer are faster and tell less",
+    )
+    settle.add_argument(
+        "--answers",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="recorded answers of the published code instead, which can prove the assumptions: "
+        'lines of {"image", "messages", "answer"}',
+    )
+    settle.add_argument(
+        "--only", nargs="+", default=[], metavar="FIELD", help="these fields alone (default: all)"
+    )
+    _add_device(settle)
+    _add_dtype(settle)
+    settle.add_argument("--json", type=Path, metavar="FILE", help="write the figures as well")
+    settle.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the best values, for --assumptions"
+    )
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

@@ -58,6 +58,7 @@ ARROWS = {
         "generation",
         "fast",
         "chat",
+        "nano",
     },
     "cli": {"errors", "assumptions", "config", "terminal", "tools"},
 }
