@@ -320,6 +320,7 @@ def alternatives_of(name: str, layers: int) -> tuple[Alternative, ...]:
 def in_words(name: str, value: object, layers: int) -> str:
     """A field's value, and what it means if it does not say so itself."""
     shown = " and ".join(value) if isinstance(value, tuple) else str(value)
+    shown = shown.lower() if isinstance(value, bool) else shown  # as JSON writes it
     if name == "feature_layer" and value != -1:
         return f"{shown}: without the norm"
     for one in alternatives_of(name, layers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from flashvl import FlashVL, FlashVLConfig, FlashVLModel
 from flashvl.assumptions import TABLE, Alternative
 from flashvl.checkpoint.hub import published_models
 from flashvl.cli import build_parser, main
+from flashvl.tools.settle.answers import read_answers
+from flashvl.tools.settle.measure import Measure
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,6 +77,23 @@ def test_the_page_of_assumptions_is_the_table_of_the_code():
         wanted.append(f"| {' | '.join(cells)} |")
     page = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
     assert re.findall(r"^\|.*\|$", page, re.MULTILINE)[2:] == wanted
+
+
+def test_the_lines_that_record_answers_do(tmp_path, monkeypatch):
+    """Those of the page of assumptions, with nano in the published code's place."""
+    page = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
+    nano = FlashVL.from_pretrained("nano", "cpu")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(nano.folder / "pictures" / "red-ring-and-green-cross.jpg", f"pictures/{name}")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), {"model": nano})
+    samples = read_answers(tmp_path / "answers.jsonl", nano.tokenizer)
+    assert len(samples) == 6
+    assert samples[0].conversations[0][1] == "a red ring and a green cross"
+    assert samples[5].picture == tmp_path / "pictures" / "b.jpg"
+    measured = [Measure(nano, ends=False)(one, {}) for one in samples]
+    assert all(one.likeliest == one.tokens for one in measured)
 
 
 def test_every_published_model_is_named():

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...assumptions import FIELDS, Alternative, in_words
+from ...assumptions import FIELDS, in_words
 from ...errors import printable, shortened
 from ...input.tokenizer import Tokenizer
 from ...terminal import table
 from .measure import Measured, Sample
 from .search import PREFERRED, SETTLED, Search, Verdict, same
 
-MAX_VALUE, MAX_RIVALS = 46, 90  # characters of a value and of a list of them
+MAX_VALUE, MAX_VALUES = 46, 120  # characters of a value and of a list of them
 SEES = 4.0  # standard errors from which on a model is taken to see
 MEANING = (
     "less likely: by how many nats an answer is less likely than under the best value, the mean.\n"
@@ -29,10 +29,9 @@ def as_text(
 ) -> str:
     """The table and the verdicts. `sees` is what `what_it_sees` found."""
     parts = [table_of(search), MEANING] if search.verdicts else []
-    blind = sees is not None and sees[1] < SEES
     if sees is not None:
         parts.append(sight(sees))
-    parts.append("\n".join(sentence(search, name, blind) for name in search.asked))
+    parts.append("\n".join(sentence(search, name, is_blind(sees)) for name in search.asked))
     if search.own and search.verdicts:
         parts.append(own_answers(search, samples, tokenizer))
     return "\n\n".join(parts)
@@ -48,46 +47,49 @@ def table_of(search: Search) -> str:
             best = same(one.alternative.value, verdict.best)
             shown = f"{one.likeliest if search.own else one.right:.1%}"
             figures = ("best", "") if best else (f"{one.loss:+.4f}", f"{one.errors:+.1f}")
-            value = shown_value(search, verdict.name, one.alternative)
+            value = shown_value(search, verdict.name, one.alternative.value)
             rows.append((label, value, *figures, shown, str(one.samples)))
             label = ""
     return table(rows)
 
 
-def shown_value(search: Search, name: str, alternative: Alternative) -> str:
-    words = in_words(name, alternative.value, search.config.vision.layers)
+def shown_value(search: Search, name: str, value: object) -> str:
+    words = in_words(name, value, search.config.vision.layers)
     return shortened(printable(words), MAX_VALUE)
 
 
 def sentence(search: Search, name: str, blind: bool) -> str:
-    """The verdict on a field in words, and what would tell if nothing does yet."""
-    one = FIELDS[name]
-    head = f"{one.label} ({one.what}): "
-    if name not in search.verdicts:
-        return head + "not asked yet"
-    verdict = search.verdicts[name]
-    if blind:
-        return head + "cannot be told, for the model does not see; this needs its real weights"
-    best = Alternative(verdict.best, "")
-    if not verdict.rivals:
-        return f"{head}{verdict.word}: {shown_value(search, name, best)}"
-    rivals = [printable(str(rival.value)) for rival in verdict.rivals]
-    either = shortened(", ".join([printable(str(verdict.best)), *rivals]), MAX_RIVALS)
-    return f"{head}cannot be told: {either}. {what_would_tell(search, verdict)}"
+    """The verdict on a field in words, what the field is, and what would tell if nothing does."""
+    one, verdict = FIELDS[name], search.verdicts.get(name)
+    if verdict is None:
+        said = "not asked yet"
+    elif blind:
+        said = "cannot be told: the model does not see. Only weights of one that does would tell."
+    elif verdict.rivals:
+        values = [verdict.best, *(rival.value for rival in verdict.rivals)]
+        either = " or ".join(shown_value(search, name, value) for value in values)
+        said = f"cannot be told: {shortened(either, MAX_VALUES)}. "
+        said += what_would_tell(search, verdict)
+    else:
+        said = f"{verdict.word}: {shown_value(search, name, verdict.best)}"
+    return f"{one.label}: {said}\n    {one.what}"
 
 
 def what_would_tell(search: Search, verdict: Verdict) -> str:
-    alike = all(one.errors == 0 for one in verdict.others if one.alternative in verdict.rivals)
     if search.own:
-        return "More recorded answers would, about pictures of many sizes and shapes"
-    if alike:
-        return "They make no difference to these pictures; others might tell, by --scenes"
-    return "More pictures would, by --scenes, or answers of the published code, by --answers"
+        return "More recorded answers would tell, about pictures of many sizes and shapes."
+    if all(one.errors == 0 for one in verdict.others if one.alternative in verdict.rivals):
+        return "They are the same for these pictures; others would tell (--scenes)."
+    return "More pictures would tell (--scenes), or answers of the published code (--answers)."
+
+
+def is_blind(sees: tuple[float, float] | None) -> bool:
+    return sees is not None and sees[1] < SEES
 
 
 def sight(sees: tuple[float, float]) -> str:
     loss, errors = sees
-    told = "it sees" if errors >= SEES else "it does not see, as far as can be told"
+    told = "it does not see, as far as can be told" if is_blind(sees) else "it sees"
     return (
         f"With another scene's picture right answers are less likely by {loss:.3f} nats "
         f"({errors:+.1f} standard errors): {told}."
@@ -112,7 +114,7 @@ def own_answers(search: Search, samples: Sequence[Sample], tokenizer: Tokenizer)
                 f"{likelier} is likelier."
             )
     whole = len(measured) == len(samples)
-    proof = "this is proof of them." if whole else "the rest was not reached."
+    proof = "this is proof of what is settled." if whole else "the others were not reached."
     return f"Under the best values all {said} are the likeliest: {proof}"
 
 
@@ -127,11 +129,10 @@ def as_json(
     sees: tuple[float, float] | None,
 ) -> dict[str, Any]:
     """All figures; `verdict` is that of the words, blindness included."""
-    blind = sees is not None and sees[1] < SEES
     fields = {
         verdict.name: {
-            "best": verdict.best,
-            "verdict": "cannot be told" if blind else verdict.word,
+            "best": search.best[verdict.name],
+            "verdict": "cannot be told" if is_blind(sees) else verdict.word,
             "alternatives": [
                 {
                     "value": one.alternative.value,

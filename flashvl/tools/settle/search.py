@@ -128,8 +128,11 @@ class Search:
     known: dict[tuple[str, ...], list[Measured]] = field(default_factory=dict)  # sample by sample
 
     def __post_init__(self) -> None:
-        stated = self.config.assumptions
-        self.best = {name: stated[name] for name in self.asked}
+        self.best = self.stated()
+
+    def stated(self) -> Values:
+        """What the config has, from which the search begins."""
+        return {name: self.config.assumptions[name] for name in self.asked}
 
     def run(self) -> None:
         """Field by field until nothing changes, then in pairs, and again where a pair is better."""

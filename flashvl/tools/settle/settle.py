@@ -73,6 +73,8 @@ def run(options: argparse.Namespace) -> None:
             search.run()
             if not own:
                 sees = what_it_sees(measure, search, samples)
+                if report.is_blind(sees):
+                    search.best = search.stated()
         except KeyboardInterrupt as error:
             interruption = error
         end_progress()
