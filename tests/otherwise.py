@@ -20,12 +20,15 @@ from flashvl.nano.recipe import NANO, READER
 from flashvl.training.loop import make_optimizers, rate_at
 
 
+RATE = 3e-4  # at a higher one it forgets before it learns
+
+
 def trained_otherwise(assumptions: dict[str, Any], steps: int) -> FlashVL:
     """Compressor and decoder go on learning, the tower stays."""
     nano = FlashVL.from_pretrained("nano", "cpu")
     model = FlashVLModel(nano.config.with_assumptions(assumptions))
     model.load_state_dict(nano.model.state_dict())
-    stage = dataclasses.replace(NANO.stages[-1], steps=steps, batch=8, rate=1e-3)
+    stage = dataclasses.replace(NANO.stages[-1], steps=steps, batch=12, rate=RATE)
     batches = SceneBatches(model.config, nano.tokenizer, stage, seed=3, first=0)
     model.requires_grad_(False)
     for part in READER:

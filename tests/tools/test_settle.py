@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from otherwise import save_erased
+from otherwise import save_erased, trained_otherwise
 from tiny import picture, teach_answer, tiny_model, tiny_published, user
 
 from flashvl import FlashVL, FlashVLConfig, FlashVLModel
@@ -513,3 +513,68 @@ def test_a_file_of_assumptions_is_taken_or_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert "--assumptions FILE" in capsys.readouterr().out
+
+
+# The long way: what nano was trained under, models trained otherwise, answers recorded otherwise.
+
+
+def found_by(capsys, tmp_path, *arguments) -> tuple[dict[str, Any], dict[str, str]]:
+    """The best values, and the verdict on each."""
+    out, figures = tmp_path / "found.json", tmp_path / "figures.json"
+    for file in (out, figures):
+        file.unlink(missing_ok=True)
+    code, _, error = settle(capsys, *arguments, "--out", out, "--json", figures)
+    assert (code, error) == (0, "")
+    fields = json.loads(figures.read_text())["fields"]
+    return json.loads(out.read_text()), {name: one["verdict"] for name, one in fields.items()}
+
+
+@pytest.mark.slow
+def test_an_erased_model_tells_all_that_it_was_trained_under(erased, nano_stated, tmp_path, capsys):
+    found, verdicts = found_by(capsys, tmp_path, "--model", erased)
+    assert found == {name: nano_stated[name] for name in found}
+    assert set(found) == set(FIELDS_ASKED) - {"slice_markers"}
+    for name in ("padding", "token_order", "thumbnail"):
+        assert verdicts[name] == "settled", name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "truth",
+    [
+        {"thumbnail": "first", "token_order": "columns"},
+        {"stitching": "pool", "image_place": "text", "padding": "constant"},
+    ],
+    ids=str,
+)
+def test_models_trained_otherwise_tell_it(truth, tmp_path, capsys):
+    folder = save_erased(trained_otherwise(truth, steps=240), tmp_path / "model")
+    only = ["token_order", "thumbnail", "padding", "stitching", "image_place"]
+    arguments = ["--model", folder, "--scenes", 64, "--only", *only]
+    found, verdicts = found_by(capsys, tmp_path, *arguments)
+    stated = FlashVL.from_pretrained("nano", "cpu").config.assumptions | truth
+    for name in only:
+        if verdicts[name] != "cannot be told":
+            assert found[name] == stated[name], name
+    assert {found[name] for name in truth if name != "image_place"} <= set(truth.values())
+
+
+WRONG = [
+    {"token_order": "columns"},
+    {"thumbnail": "none"},
+    {"thumbnail": "first"},
+    {"padding": "reflect"},
+    {"stitching": "pool"},
+    {"max_tiles": 2},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_answers_recorded_under_a_wrong_setting_name_it(wrong, tmp_path, capsys):
+    file = record(tmp_path / "recorded", wrong, count=16, asked=3)
+    arguments = ["--answers", file, "--only", *sorted({name for one in WRONG for name in one})]
+    found, verdicts = found_by(capsys, tmp_path, *arguments)
+    stated = FlashVL.from_pretrained("nano", "cpu").config.assumptions | wrong
+    assert found == {name: stated[name] for name in found}
+    assert all(verdicts[name] == "settled" for name in wrong)

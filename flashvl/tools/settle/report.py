@@ -31,6 +31,8 @@ def as_text(
     parts = [table_of(search), MEANING] if search.verdicts else []
     if sees is not None:
         parts.append(sight(sees))
+    elif not search.own:
+        parts.append("It was not asked whether the model sees at all.")
     parts.append("\n".join(sentence(search, name, is_blind(sees)) for name in search.asked))
     if search.own and search.verdicts:
         parts.append(own_answers(search, samples, tokenizer))
