@@ -19,7 +19,6 @@ from flashvl.nano.data import SceneBatches
 from flashvl.nano.recipe import NANO, READER
 from flashvl.training.loop import make_optimizers, rate_at
 
-
 RATE = 3e-4  # at a higher one it forgets before it learns
 
 

@@ -30,6 +30,7 @@ COMMANDS = (
     "train",
     "score",
     "evaluate",
+    "settle",
 )
 
 

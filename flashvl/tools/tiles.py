@@ -54,7 +54,7 @@ WHAT_THEY_DO = {
     "each of them saw there.",
     "none": "The tower sees the core alone. No tile knows what its neighbor shows.",
     "pool": "The tower sees core and margin. All patches are averaged down to as many as a core "
-    "has; the squares below stand for them.",
+    "has: a token stands for somewhat more than its square below.",
 }
 NO_MARGIN = "This model's tiles have no margin, so that there is nothing to stitch."
 

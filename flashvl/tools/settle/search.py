@@ -136,10 +136,11 @@ class Search:
 
     def run(self) -> None:
         """Field by field until nothing changes, then in pairs, and again where a pair is better."""
-        while self.rounds < MAX_ROUNDS:
-            self.rounds += 1
+        for self.rounds in range(1, MAX_ROUNDS + 1):
             if not self._ask_fields() and not self._ask_pairs():
-                return
+                break
+        for number in range(self.samples if self.own else 0):  # to prove them, all answers count
+            self._measured(self.best, number, "all answers")
 
     def planned(self) -> int:
         """The most passes of a round, if nothing stops early."""

@@ -131,14 +131,15 @@ def how_long(flash: FlashVL, measure: Measure, search: Search, samples: Sequence
     weights = sum(one.nbytes for one in flash.model.parameters())
     questions = sum(len(one.conversations) for one in samples)
     alternatives = sum(map(len, search.asked.values()))
+    pairs = len(search.pairs())
     return (
-        f"{questions} questions about {len(samples)} pictures; {alternatives} alternatives of "
-        f"{len(search.asked)} fields, one by one and in {len(search.pairs())} pairs of fields.\n"
-        f"A round over all fields and pairs takes {passes:,} passes at most, of {mean:.2g} "
-        f"operations each: at most {report.duration(passes * mean * taken)} here. What is beyond "
-        f"doubt stops\nearly, and there are mostly two rounds; --scenes and --only shorten it.\n"
-        f"Memory: {weights / 1e9:.2g} GB of weights, at most {MAX_KEPT_BYTES / 1e9:.2g} GB of what "
-        "the tower made of tiles, and a pass."
+        f"{questions} questions about {len(samples)} pictures, {alternatives} alternatives of "
+        f"{len(search.asked)} fields, {pairs} {'pair' if pairs == 1 else 'pairs'} of fields.\n"
+        f"All fields and pairs once take {passes:,} passes at most, of {mean:.2g} operations each: "
+        f"{report.duration(passes * mean * taken)} here at most.\n"
+        "What is beyond doubt stops early; mostly all is asked twice; --scenes and --only shorten "
+        f"it.\nMemory: {weights / 1e9:.2g} GB of weights, at most {MAX_KEPT_BYTES / 1e9:.2g} GB of "
+        "what the tower made of tiles, and a pass."
     )
 
 
