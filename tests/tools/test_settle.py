@@ -317,16 +317,23 @@ def lines(folder, *values) -> Any:
     return folder / "answers.jsonl"
 
 
+@pytest.fixture
+def place(tmp_path):
+    """A folder with the picture that `GOOD` names."""
+    picture().save(tmp_path / "a.png")
+    return tmp_path
+
+
 GOOD = {"image": "a.png", "messages": user(), "answer": "red"}
 
 
-def test_recorded_answers_are_read(tmp_path):
+def test_recorded_answers_are_read(place):
     tokenizer = tiny_model().tokenizer
     longer = [*user(), {"role": "assistant", "content": "no"}, *user("And?")]
-    file = lines(tmp_path, GOOD, "", GOOD | {"messages": longer}, GOOD | {"answer": ""})
+    file = lines(place, GOOD, "", GOOD | {"messages": longer}, GOOD | {"answer": ""})
     first, second = read_answers(file, tokenizer)
     assert (first.name, second.name) == ("line 1", "line 3")
-    assert first.picture == tmp_path / "a.png"
+    assert first.picture == place / "a.png"
     assert [(list(one), answer) for one, answer in second.conversations] == [(longer, "red")]
 
 
@@ -339,6 +346,8 @@ def test_recorded_answers_are_read(tmp_path):
         "[" * 100_000,
         {"image": "a.png"},
         GOOD | {"image": None},
+        GOOD | {"image": "b.png"},
+        GOOD | {"image": "answers.jsonl"},
         GOOD | {"answer": 5},
         GOOD | {"answer": "\ud800"},
         GOOD | {"messages": "What?"},
@@ -348,9 +357,9 @@ def test_recorded_answers_are_read(tmp_path):
     ],
     ids=lambda line: str(line)[:30],
 )
-def test_a_line_of_another_form_is_named(line, tmp_path):
+def test_a_line_of_another_form_is_named(line, place):
     with pytest.raises(ArgumentError, match=r"line 2 of .*answers\.jsonl") as refused:
-        read_answers(lines(tmp_path, GOOD, line), tiny_model().tokenizer)
+        read_answers(lines(place, GOOD, line), tiny_model().tokenizer)
     assert len(str(refused.value).splitlines()) == 1
 
 

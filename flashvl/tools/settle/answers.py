@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ArgumentError, FlashVLError
+from ...input.image import load_image
 from ...input.prompt import read_messages
 from ...input.tokenizer import Tokenizer
 from ...reading import MAX_TEXT_BYTES, Reader, one_line
@@ -51,5 +52,6 @@ def read_line(line: str, name: str, folder: Path) -> Sample:
         if not isinstance(reader.values.get(key), str):
             raise ArgumentError(f'"{key}" must be a text')
     messages = read_messages(reader.values.get("messages"))
-    answer = reader.text("answer", "")
-    return Sample(name, folder / reader.text("image", ""), [(messages, answer)])
+    answer, picture = reader.text("answer", ""), folder / reader.text("image", "")
+    load_image(picture)  # a damaged one is told of now, not after hours
+    return Sample(name, picture, [(messages, answer)])

@@ -185,7 +185,8 @@ class KeepingTower(nn.Module):
                 features = self.tower(pixels[list(new.values())])  # (new tiles, N, D)
             finally:
                 self.tower.feature_layer = before
-            self.kept.update(zip(new, features))
+            # Copies, so that each can be forgotten by itself.
+            self.kept.update((key, one.clone()) for key, one in zip(new, features))
         for key in keys:
             self.kept.move_to_end(key)
         features = torch.stack([self.kept[key] for key in keys])  # (S, N, D)
