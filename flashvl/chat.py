@@ -5,17 +5,17 @@ Read `model/network.py` for the network itself; here it meets words, pictures an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from .checkpoint.files import read_headers
 from .checkpoint.hub import find_model
 from .checkpoint.load import check_tensors, load_tensors
-from .checkpoint.published import read_config, read_stop_ids
+from .checkpoint.published import Assumptions, read_config, read_stop_ids
 from .checkpoint.save import save_checkpoint
 from .config import QUANTIZATIONS, FlashVLConfig
 from .device import check_weights, choose_device, choose_dtype, device_failure_as_error
@@ -170,7 +170,7 @@ class FlashVL:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
-        assumptions: Mapping[str, Any] | None = None,
+        assumptions: Assumptions = None,
         quantize: str | None = None,
     ) -> FlashVL:
         """Loads "nano", a folder in the published layout, or a repository of the hub.
@@ -178,8 +178,8 @@ class FlashVL:
         `dtype` "auto": as stored; on a CPU large bfloat16 weights stay as stored and are multiplied
         as `fast/cpu.py` says, others become float32. `quantize` "int8" or "int4": the decoder's
         weights in so many bits, see `fast/quantized.py`. `assumptions` overrides fields of
-        `ASSUMPTIONS` in config.py. Raises `CheckpointError`, `ConfigError`, `DownloadError`,
-        `DeviceError`, `ArgumentError`.
+        assumptions.py, by a dict or a JSON file. Raises `CheckpointError`, `ConfigError`,
+        `DownloadError`, `DeviceError`, `ArgumentError`.
         """
         device = choose_device(device)
         if quantize is not None and quantize not in QUANTIZATIONS:

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
-from .config import CHOICES, DTYPES, QUANTIZATIONS
+from .assumptions import choices_of
+from .config import DTYPES, QUANTIZATIONS
 from .errors import FlashVLError, printable, shortened
 from .terminal import discard, say
 
@@ -145,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = command("verify", ".tools.verify", "tell what a checkpoint holds and settles", "nano")
     verify.add_argument("model", metavar="FOLDER|REPOSITORY", help="or nano")
     _add_revision(verify)
+    _add_assumptions(verify)
     verify.add_argument(
         "--values", action="store_true", help="read every weight and name those not finite"
     )
@@ -184,6 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="nano",
         help="nano, a folder or a repository; its weights are not needed (default: nano)",
     )
+    _add_assumptions(tiles)
 
     look = command(
         "look",
@@ -211,6 +214,15 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
 
+    _add_settle(
+        command(
+            "settle",
+            ".tools.settle.settle",
+            "ask a model under which of the unpublished assumptions it was trained",
+            "--model FOLDER --out assumptions.json",
+        )
+    )
+
     train = command(
         "train", ".nano.train", "train nano from scratch", "--recipe nano --out runs/nano"
     )
@@ -219,7 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, metavar="N", help="all stages together; scales them")
     _add_device(train)
     _add_seed(train, "same seed, same data")
-    modes = CHOICES["stitching"]
+    modes = choices_of("stitching")
     train.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
     train.add_argument(
         "--tower",
@@ -233,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
         "score", ".nano.score", "count how often a model is right", "--model nano --scenes 1000"
     )
     score.add_argument("--model", default="nano", help='"nano" or a folder (default: nano)')
+    _add_assumptions(score)
     score.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
     _add_seed(score, "of the scenes")
     _add_device(score)
@@ -308,6 +321,37 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")
 
 
+def _add_settle(settle: argparse.ArgumentParser) -> None:
+    settle.description = (
+        f"{settle.description} Under the right ones it finds right answers likely, under wrong "
+        "ones it does not. weights/ASSUMPTIONS.md explains them all."
+    )
+    _add_model(settle)
+    settle.add_argument(
+        "--scenes",
+        type=int,
+        default=96,
+        metavar="N",
+        help="drawn pictures to ask about (default: 96); fewer are faster and tell less",
+    )
+    settle.add_argument(
+        "--answers",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="recorded answers of the published code instead, which can prove the assumptions: "
+        'lines of {"image", "messages", "answer"}',
+    )
+    settle.add_argument(
+        "--only", nargs="+", default=[], metavar="FIELD", help="these fields alone (default: all)"
+    )
+    _add_device(settle)
+    _add_dtype(settle)
+    settle.add_argument("--json", type=Path, metavar="FILE", help="write the figures as well")
+    settle.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the best values, for --assumptions"
+    )
+
+
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     which = evaluate.add_mutually_exclusive_group()
     which.add_argument(
@@ -357,10 +401,21 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         "--model", default="nano", help="nano, a folder or a repository of the hub (default: nano)"
     )
     _add_revision(command)
+    _add_assumptions(command)
 
 
 def _add_revision(command: argparse.ArgumentParser) -> None:
     command.add_argument("--revision", help="commit, branch or tag of a repository")
+
+
+def _add_assumptions(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--assumptions",
+        type=Path,
+        metavar="FILE",
+        help="a JSON file of fields and values, such as settle --out writes; they replace what the "
+        "model's config.json says",
+    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

@@ -122,7 +122,7 @@ class Reader:
 
     def choice(self, key: str, choices: tuple[Text, ...], default: Text | None = None) -> Text:
         value = self._get(key, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self._wrong(key, value, "one of " + ", ".join(choices))
         return value
 

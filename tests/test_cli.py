@@ -31,6 +31,7 @@ COMMANDS = (
     "train",
     "score",
     "evaluate",
+    "settle",
 )
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from test_house import ARROWS
 
 from flashvl import FlashVL, FlashVLConfig, FlashVLModel
+from flashvl.assumptions import TABLE, Alternative
 from flashvl.checkpoint.hub import published_models
 from flashvl.cli import build_parser, main
-from flashvl.config import ASSUMPTIONS
+from flashvl.tools.settle.answers import read_answers
+from flashvl.tools.settle.measure import Measure
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -67,10 +70,42 @@ def test_the_table_of_folders_is_the_house_from_the_bottom_up():
         assert all(listed.index(below) < floor for below in ARROWS[name]), name
 
 
-def test_every_assumption_is_in_the_table():
-    table = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
-    for field in ASSUMPTIONS:
-        assert f"`{field}`" in table
+def test_the_page_of_assumptions_is_the_table_of_the_code():
+    """Row by row: what, default, alternatives, how sure, field, source, what settles it."""
+
+    def shown(one: Alternative) -> str:
+        value = json.dumps(one.value) if isinstance(one.value, bool) else one.value
+        return f"`{value}` {one.meaning}".rstrip()
+
+    wanted = []
+    for one in TABLE:
+        default, others = one.default, one.alternatives
+        if not default:
+            default, others = shown(others[0]), others[1:]
+        others = "; ".join(map(shown, others))
+        others = "`1` to `12`" if one.name == "max_tiles" else others
+        field = one.place or (f"`{one.name}`" if one.part else "")
+        cells = (one.what, default, others, one.sure, field, one.source, one.settled_by)
+        wanted.append(f"| {' | '.join(cells)} |")
+    page = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\|.*\|$", page, re.MULTILINE)[2:] == wanted
+
+
+def test_the_lines_that_record_answers_do(tmp_path, monkeypatch):
+    """Those of the page of assumptions, with nano in the published code's place."""
+    page = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
+    nano = FlashVL.from_pretrained("nano", "cpu")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(nano.folder / "pictures" / "red-ring-and-green-cross.jpg", f"pictures/{name}")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), {"model": nano})
+    samples = read_answers(tmp_path / "answers.jsonl", nano.tokenizer)
+    assert len(samples) == 6
+    assert samples[0].conversations[0][1] == "a red ring and a green cross"
+    assert samples[5].picture == tmp_path / "pictures" / "b.jpg"
+    measured = [Measure(nano, ends=False)(one, {}) for one in samples]
+    assert all(one.likeliest == one.tokens for one in measured)
 
 
 def test_every_published_model_is_named():

@@ -87,6 +87,7 @@ def _evaluate(options: argparse.Namespace, together: Processes) -> tuple[dict[st
             together.device(options.device),
             options.dtype,
             options.revision,
+            options.assumptions,
             quantize=options.quantize,
         )
         model = os.path.basename(os.path.abspath(options.model)) or "model"
@@ -253,7 +254,7 @@ def _settings(flash: FlashVL, options: argparse.Namespace) -> dict[str, str | No
         "dtype": f"{flash.model.dtype}, {flash.model.activation_dtype}".replace("torch.", ""),
         "quantize": options.quantize,
         "reencode": options.reencode,
-    }
+    } | ({"assumptions": json.dumps(flash.config.assumptions)} if options.assumptions else {})
 
 
 @contextmanager
