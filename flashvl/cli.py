@@ -204,6 +204,30 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument(
         "--layer", type=int, metavar="N", help="one layer, from 0 (default: the mean of all)"
     )
+    look.add_argument(
+        "--head",
+        type=int,
+        metavar="N",
+        help="one head of it, from 0 (default: the mean of all, and those that look hardest)",
+    )
+
+    explore = command(
+        "explore",
+        ".tools.explore",
+        "write a page in which a small model lives: draw, ask, look inside, erase, ask again",
+        '--question "What colour is the star?" --out page.html',
+    )
+    explore.add_argument("--model", default="nano", metavar="nano|FOLDER", help="default: nano")
+    explore.add_argument("--image", metavar="FILE", help="the picture at its start")
+    explore.add_argument("--question", metavar="TEXT", help="the question at its start")
+    explore.add_argument(
+        "--out",
+        type=Path,
+        metavar="PAGE.html",
+        default=Path("explore.html"),
+        help="a new file (default: explore.html)",
+    )
+    explore.add_argument("--no-open", action="store_true", help="write it, and open no browser")
 
     _add_bench(
         command(

@@ -27,6 +27,7 @@ COMMANDS = (
     "trace",
     "tiles",
     "look",
+    "explore",
     "bench",
     "train",
     "score",

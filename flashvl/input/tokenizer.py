@@ -115,12 +115,17 @@ class Tokenizer:
         ids = [*self._tokenizer.get_vocab().values(), *self.control.values()]
         return max(ids, default=-1) + 1
 
-    def save(self, file: Path) -> None:
-        """Writes a tokenizer.json. Raises `OSError`."""
+    def definition(self) -> dict[str, Any]:
+        """The content of a tokenizer.json that gives this tokenizer again."""
         definition = json.loads(self._tokenizer.to_str())
         for token in definition["added_tokens"]:
             token["special"] = token["id"] in self._hidden
-        replace(file, json.dumps(definition, ensure_ascii=False, indent=1).encode("utf-8"))
+        return definition
+
+    def save(self, file: Path) -> None:
+        """Writes a tokenizer.json. Raises `OSError`."""
+        contents = json.dumps(self.definition(), ensure_ascii=False, indent=1)
+        replace(file, contents.encode("utf-8"))
 
 
 def _read_definition(definition: Mapping[str, Any]) -> list[dict[str, Any]]:

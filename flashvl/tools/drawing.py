@@ -1,13 +1,17 @@
 """What the drawn tools share: text, layout, colors, and a file that replaces nothing.
 
-Drawn with Pillow and its built-in font alone, which has ASCII and nothing more; any other
-character is shown as its escape, such as \\u989c, and never as an empty box.
+ASCII is drawn in Pillow's built-in font, any other text in a font of this machine that has
+Chinese. A character that neither has is shown as its escape, such as \\u989c, and never as an
+empty box.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,38 +21,74 @@ from ..errors import ArgumentError
 from .new_file import check_new, write_new
 
 # Told apart with every kind of color vision. Source: Okabe and Ito, Color Universal Design.
-BLACK, GRAY, WHITE = (0, 0, 0), (110, 110, 110), (255, 255, 255)
+BLACK, GRAY, LIGHT, WHITE = (0, 0, 0), (110, 110, 110), (225, 225, 225), (255, 255, 255)
 BLUE, ORANGE, SKY, VERMILION = (0, 114, 178), (230, 159, 0), (86, 180, 233), (213, 94, 0)
 
 SMALL, NORMAL, LARGE = 16, 19, 27  # text heights in pixels
-# The picture is dimmed to this, and yellow grows out of it: lightness alone would tell the heat.
-DIMMED, HEAT, STRONGEST = 0.3, (255, 225, 60), 0.85
+# Of the picture this much is left, in gray on white, so that what is laid over it is seen.
+FADED, HEAT, STRONGEST = 0.3, (59, 91, 219), 0.9
+LEAST_CHANCE = 1e-5  # where the bars of chances begin
+# Fonts with Chinese as systems have them; Pillow looks for these names where fonts are.
+WIDE_FONTS = (
+    "NotoSansCJK-Regular.ttc",
+    "NotoSansSC-Regular.otf",
+    "SourceHanSansSC-Regular.otf",
+    "wqy-microhei.ttc",
+    "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "PingFang.ttc",
+    "Hiragino Sans GB.ttc",
+    "msyh.ttc",
+    "simsun.ttc",
+)
+NO_LETTER = "\U0010ffff"  # that no font has
 
 
-def printable(text: str) -> str:
-    """Any text in ASCII, in which line breaks and all that the font lacks are escapes.
+def printable(text: str, shows: Callable[[str], bool] | None = None) -> str:
+    """A text in which line breaks and every letter that cannot be shown are escapes.
 
-    A backslash stays one, so that what is printable already stays as it is.
+    `shows` says whether a letter can be; without it, what the fonts here have. A backslash stays
+    one, so that what is printable already stays as it is.
     """
+    shows = shows or has_glyph
     return "".join(
         letter
-        if " " <= letter <= "~"
+        if " " <= letter <= "~" or (letter > "~" and shows(letter))
         else letter.encode("unicode_escape", "surrogatepass").decode("ascii")
         for letter in text
     )
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+def has_glyph(letter: str) -> bool:
+    """Whether a letter beyond ASCII is drawn as itself and not as the box of what is missing."""
+    wide = _wide_font(NORMAL)
+    if wide is None or not letter.isprintable():
+        return False
+    return bytes(wide.getmask(letter)) != bytes(wide.getmask(NO_LETTER))
+
+
+@functools.cache
+def _wide_font(size: int) -> ImageFont.FreeTypeFont | None:
+    for name in WIDE_FONTS:
+        with suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return None
+
+
+def font(size: int, text: str = "") -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """What a printable text is drawn in."""
+    wide = None if text.isascii() else _wide_font(size)
+    return wide or ImageFont.load_default(size)
 
 
 def paragraph(
     text: str, width: int, size: int = SMALL, color: tuple[int, int, int] = BLACK
 ) -> Image.Image:
     """Printable text in lines of at most `width` pixels on white, broken at spaces if it can be."""
-    letters = font(size)
+    text = printable(text)
+    letters = font(size, text)
     lines = [""]
-    for word in printable(text).split(" "):
+    for word in text.split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word
         if letters.getlength(joined) <= width:
             lines[-1] = joined
@@ -118,11 +158,12 @@ def tinted(
 def heated(
     image: Image.Image, values: np.ndarray, size: tuple[int, int], grid: tuple[int, int] = (1, 1)
 ) -> Image.Image:
-    """A picture dimmed, on which `values` (rows, columns) from 0 to 1 glow as squares.
+    """A picture in light gray, on which `values` (rows, columns) from 0 to 1 are blue squares.
 
     `grid` (rows, columns) of tiles has lines between them; `size` is (width, height) in pixels.
     """
-    picture = np.asarray(image.resize(size, Image.Resampling.BOX)) * DIMMED  # (height, width, C)
+    gray = np.asarray(image.convert("L").resize(size, Image.Resampling.BOX))[..., None]
+    picture = 255 - (255 - gray) * FADED  # (height, width, 1)
     heat = Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.NEAREST)
     strength = np.asarray(heat)[..., None] * STRONGEST  # (height, width, 1)
     mixed = picture * (1 - strength) + np.array(HEAT) * strength
@@ -146,18 +187,32 @@ def ruled(
 
 
 def bars(rows: Sequence[tuple[str, float, bool]], width: int) -> Image.Image:
-    """Names with a share of 0 to 1 as a bar and in percent; those marked true are blue."""
-    height, left, letters = 24, width // 2, font(SMALL)
+    """Names with a chance of 0 to 1, as a bar and in numbers; those marked true are blue.
+
+    The bars are on a logarithmic scale: from one line to the next it is ten times as much.
+    """
+    height, left, longest = 24, round(width * 0.4), round(width * 0.38)
     block = Image.new("RGB", (width, len(rows) * height), WHITE)
     pen = ImageDraw.Draw(block)
-    for line, (name, share, marked) in enumerate(rows):
-        top, color = line * height, BLUE if marked else GRAY
+    decades = round(-math.log10(LEAST_CHANCE))
+    for line, (name, chance, marked) in enumerate(rows):
+        top, color, letters = line * height, BLUE if marked else GRAY, font(SMALL, name)
         while letters.getlength(name) > left - 10:
             name = f"{name[:-4]}..."
         pen.text((0, top), name, color, letters)
-        pen.rectangle((left, top + 3, left + round(share * width * 0.3), top + 17), color)
-        pen.text((left + width * 0.32, top), f"{share:.1%}", BLACK, letters)
+        length = bar_length(chance) * longest
+        pen.rectangle((left, top + 4, left + round(length), top + 17), color)
+        for decade in range(decades + 1):
+            at = left + round(decade / decades * longest)
+            pen.line((at, top + 1, at, top + 20), LIGHT)
+        words = f"{chance:.1%}" if chance >= 0.0005 else f"{chance:.0e}"
+        pen.text((left + longest + 12, top), words, BLACK, font(SMALL))
     return block
+
+
+def bar_length(chance: float) -> float:
+    """0 for `LEAST_CHANCE` and below, 1 for certain."""
+    return max(0.0, 1 - math.log10(max(chance, LEAST_CHANCE)) / math.log10(LEAST_CHANCE))
 
 
 def padded(picture: Image.Image, places: np.ndarray) -> Image.Image:

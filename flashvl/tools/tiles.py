@@ -43,8 +43,10 @@ from .drawing import (
     tinted,
 )
 
-# Pixels: a mode's column, between two, a drawing's and a tile's largest sides, between two tiles.
-COLUMN, GAP, TALLEST, TILE, TILE_GAP = 420, 28, 380, 240, 10
+# Pixels: a column, between two, a drawing's and a tile's largest sides, between two tiles. The
+# sheet stays under one screen of 1080 pixels.
+COLUMN, GAP, TALLEST, TILE, TILE_GAP = 420, 28, 220, 160, 10
+SMALL_TILE, SHEET = 100, 1080  # pixels: beside a drawing; the tallest sheet
 MARGIN_STRENGTH = 0.6  # of the tint
 TOKEN_LINE = (190, 190, 190)
 
@@ -127,45 +129,56 @@ def counts(image: Image.Image, config: FlashVLConfig) -> str:
 
 
 def draw(image: Image.Image, config: FlashVLConfig, title: str) -> Image.Image:
-    """The whole sheet: a column for each mode, a row for each step from picture to tokens.
+    """The whole sheet: first what all stitching modes share, then a column for each of them.
 
     Without a margin there is one mode and the steps stand in pairs.
     """
     tiler, columns = config.tiler, modes(config)
     grid = grid_of(image, tiler)
-    picture = f"1  The picture, {image.width} x {image.height} px, and its grid of"
     steps = [
-        (f"{picture} {grid[0]} x {grid[1]} cores", draw_picture),
-        ("2  The canvas: resized to whole cores, and padded", draw_canvas),
-        ("3  Cut into tiles: each as the tower sees it", draw_tiles),
-        ("4  Stitched: one square is one token that the decoder reads", draw_tokens),
+        (f"1  The picture and its {grid[0]} x {grid[1]} cores", draw_picture),
+        ("2  The canvas: whole cores, and padding", draw_canvas),
+        ("3  The tiles as the tower sees them", draw_tiles),
+        ("4  Stitched: one square is one token", draw_tokens),
     ]
+
+    def drawn(step: int, one: FlashVLConfig) -> Image.Image:
+        heading, drawing = steps[step]
+        return stacked([paragraph(heading, COLUMN, NORMAL, BLUE), drawing(image, grid, one)], 8)
+
     if tiler.margin:
-        names = [one.tiler.stitching for one in columns]
-        heads = [
-            stacked(
-                [
-                    paragraph(f"stitching: {name}", COLUMN, LARGE),
-                    paragraph(WHAT_THEY_DO[name], COLUMN),
-                ],
-                6,
-            )
-            for name in names
+        shown = next(one for one in columns if one.tiler.seen_margin)
+        rows = [
+            beside([drawn(step, shown) for step in range(3)], GAP),
+            paragraph("4  Stitched: where the modes differ", 2 * COLUMN, NORMAL, BLUE),
+            beside([draw_mode(image, grid, one) for one in columns], GAP),
         ]
-        rows = [beside(heads, GAP)]
-        for heading, drawing in steps:
-            title_of_row = paragraph(heading, 2 * COLUMN, NORMAL, BLUE)
-            cells = [drawing(image, grid, one) for one in columns]
-            rows.append(stacked([title_of_row, beside(cells, GAP)], 10))
     else:
-        cells = [
-            stacked([paragraph(heading, COLUMN, NORMAL, BLUE), drawing(image, grid, config)], 10)
-            for heading, drawing in steps
-        ]
+        cells = [drawn(step, config) for step in range(4)]
         rows = [paragraph(NO_MARGIN, 2 * COLUMN), beside(cells[:2], GAP), beside(cells[2:], GAP)]
-    return framed(
-        stacked([paragraph(title, rows[-1].width, LARGE), meanings(grid, config), *rows], 26), 24
-    )
+    head = [paragraph(title, rows[-1].width, LARGE), meanings(grid, config)]
+    return framed(stacked([*head, *rows], 16), 24)
+
+
+def draw_mode(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.Image:
+    """A stitching mode: what it does, the first tile as the tower sees it, and the tokens."""
+    tiler = config.tiler
+    tile = tile_image(image, tiler)[0][0]  # (side, side, C)
+    margin = tiler.seen_margin
+    inside = inside_picture(grid, tiler.core_size, margin)
+    first = cut_tiles(inside, grid, tiler.core_size)[0]  # (side, side)
+    alone = inside_picture((1, 1), tiler.core_size, margin)
+    across = len(tile) // config.vision.patch_size
+    words = f"Tile 1: {len(tile)} px, {across} x {across} patches of {config.vision.patch_size} px."
+    parts = [
+        paragraph(f"stitching: {tiler.stitching}", COLUMN, LARGE),
+        paragraph(WHAT_THEY_DO[tiler.stitching], COLUMN),
+        beside(
+            [draw_tile(tile, first, alone, SMALL_TILE), note(words, COLUMN - SMALL_TILE - 12)], 12
+        ),
+        draw_tokens(image, grid, config),
+    ]
+    return stacked(parts, 6)
 
 
 def meanings(grid: Grid, config: FlashVLConfig) -> Image.Image:
@@ -198,14 +211,13 @@ def draw_picture(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image
     shown = image.resize((width, height), Image.Resampling.BOX)
     overlap = seen_by(grid, tiler.core_size, tiler.seen_margin) > 1
     shown = tinted(shown, resized(overlap, width, height), ORANGE, MARGIN_STRENGTH)
+    orange = " Orange: seen by more than one tile." if overlap.any() else ""
     pen = ImageDraw.Draw(shown)
     for row, column in np.ndindex(rows, columns):
         left, right = (number * width // columns for number in (column, column + 1))
         top, bottom = (number * height // rows for number in (row, row + 1))
         outline(pen, left, top, right - left, BLUE, height=bottom - top)
-    return stacked(
-        [shown, note("Orange: seen by more than one tile." if overlap.any() else "", COLUMN)], 6
-    )
+    return stacked([shown, note(f"{image.width} x {image.height} px.{orange}", COLUMN)], 6)
 
 
 def draw_canvas(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.Image:
@@ -236,8 +248,10 @@ def draw_tiles(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.I
     read = np.argsort([number for number in order if number < rows * columns])  # (rows * columns)
     truth = cut_tiles(inside_picture(grid, tiler.core_size, margin), grid, tiler.core_size)
     alone = inside_picture((1, 1), tiler.core_size, margin)  # the thumbnail, and any tile's core
-    drawn = min((COLUMN - (columns - 1) * TILE_GAP) // columns, TALLEST // rows, TILE)
-    drawn = max(drawn, 8)
+    room = COLUMN - SMALL_TILE - columns * TILE_GAP  # beside the thumbnail
+    high = TALLEST // rows - TILE_GAP
+    high = high - 24 if high > 44 else min(high, 20)  # with a name above it, or without
+    drawn = max(min(room // columns, high, TILE), 4)
     marked = []
     for index, tile in enumerate(tiles):
         thumbnail = index == rows * columns
@@ -245,11 +259,13 @@ def draw_tiles(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.I
         picture = alone if thumbnail else truth[index]  # (side, side)
         label = [paragraph(name, max(drawn, 90 * thumbnail))] if drawn > 20 or thumbnail else []
         marked.append(stacked([*label, draw_tile(tile, picture, alone, drawn)]))
-    lines = [beside(marked[row * columns : (row + 1) * columns], TILE_GAP) for row in range(rows)]
     side, patch = tiles.shape[1], config.vision.patch_size
     across = side // patch
     words = f"A tile: {side} x {side} px = {across} x {across} patches of {patch} px."
-    return stacked([*lines, *marked[rows * columns :], note(words, COLUMN)], TILE_GAP)
+    gap = min(TILE_GAP, drawn)
+    lines = [beside(marked[row * columns : (row + 1) * columns], gap) for row in range(rows)]
+    together = beside([stacked(lines, gap), *marked[rows * columns :]], 2 * gap)
+    return stacked([together, note(words, COLUMN)], TILE_GAP)
 
 
 def draw_tile(tile: np.ndarray, picture: np.ndarray, core: np.ndarray, drawn: int) -> Image.Image:
@@ -271,14 +287,15 @@ def draw_tokens(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.
     """A square for each token, colored by how many tiles it comes from; and the count."""
     cells, shuffle = grid[0] * grid[1], config.compressor.shuffle
     averaged = tokens_averaged(grid, config)  # (rows * token side, columns * token side)
-    width, height = fitted(grid[1], grid[0], COLUMN, TALLEST)
+    width, height = fitted(grid[1], grid[0], COLUMN - SMALL_TILE - 12, TALLEST)
     parts = [draw_squares(image, averaged, grid, width, height)]
     total = len(tile_image(image, config.tiler)[0])
     if total > cells:
         side = round(math.sqrt(config.tokens_per_tile))
         alone = np.ones((side, side), dtype=int)
-        drawn = max(width // grid[1], 60)
-        parts += [paragraph("thumbnail", 90), draw_squares(image, alone, (1, 1), drawn, drawn)]
+        drawn = min(max(width // grid[1], 60), SMALL_TILE)
+        thumbnail = draw_squares(image, alone, (1, 1), drawn, drawn)
+        parts = [beside([*parts, stacked([thumbnail, note("thumbnail", SMALL_TILE)], 2)], 12)]
     words = f"({cells} tile{'s' * (cells > 1)}{' + 1 thumbnail' * (total > cells)})"
     words += f" x {config.tokens_per_tile} = {total * config.tokens_per_tile} tokens"
     folded = f"Each token is {shuffle} x {shuffle} patches (pixel shuffle)." if shuffle > 1 else ""

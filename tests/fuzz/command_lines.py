@@ -26,7 +26,7 @@ from flashvl import __main__ as command_module
 from flashvl.cli import build_parser
 from flashvl.nano import score  # noqa: F401, imported for those that are forked
 from flashvl.nano import train as train_module
-from flashvl.tools import chat, download, look, tiles, verify  # noqa: F401
+from flashvl.tools import chat, download, explore, look, tiles, verify  # noqa: F401
 from flashvl.tools.bench import bench
 from flashvl.tools.trace import trace  # noqa: F401
 from fuzz import checkpoints, pictures, training_states
@@ -36,7 +36,7 @@ from fuzz.worker import ASK
 
 SECONDS = 50.0  # for one command
 WEIGHTS = {"chat": 30, "look": 12, "tiles": 14, "trace": 12, "verify": 10, "train": 10, "score": 4}
-WEIGHTS |= {"bench": 4, "download": 3, "parity": 1}
+WEIGHTS |= {"explore": 6, "bench": 4, "download": 3, "parity": 1}
 # Words for numbers, of which none asks for much work.
 NUMBERS = ["0", "-1", "1", "2", "", "x", "1.5", "nan", "inf", "-inf", "1e3", "0x10", "１２", " 2"]
 NUMBERS += ["2 ", "1_0", "9" * 5000, "\x1b[31m2", "2\n", "-0", "1e400", "--", "二", "\udcff"]
@@ -75,7 +75,9 @@ def case(random: Random, place: Path) -> Case:
     fill(random, place)
     name = random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     command = Command([name, *arguments(name, random)])
-    if random.random() < 0.08:
+    if name == "explore":
+        command.arguments.insert(1, "--no-open")
+    elif random.random() < 0.08:
         misspelled(command, random)
     if name == "parity":
         import_transformers()
@@ -163,11 +165,15 @@ def fill(random: Random, place: Path) -> None:
         random.choice(training_states.DAMAGES)(random, here / "old")
 
 
+# They take no input, or a minute; that no browser opens is always asked for.
+UNTRIED = ("help", "compile", "no_open")
+
+
 @cache
 def actions(name: str) -> list[Any]:
-    """What a command takes; what `--help` and `--compile` do takes no input, or a minute."""
+    """What a command takes and what is tried of it."""
     parsers = next(one.choices for one in build_parser()._actions if one.choices)
-    return [one for one in parsers[name]._actions if one.dest not in ("help", "compile")]
+    return [one for one in parsers[name]._actions if one.dest not in UNTRIED]
 
 
 def arguments(name: str, random: Random) -> list[str]:
@@ -211,6 +217,7 @@ SENSIBLE: dict[str, list[str]] = {
     "new": ["1"],
     "runs": ["1"],
     "layer": ["0"],
+    "head": ["0"],
     "temperature": ["0.5"],
     "top_p": ["0.9"],
     "top_k": ["5"],

@@ -21,8 +21,25 @@ from flashvl.input.tiling import cut_tiles
 from flashvl.model.compressor import Compressor
 from flashvl.model.decoder import DecoderAttention, rope_rotation
 from flashvl.model.recording import recorded
-from flashvl.tools.drawing import HEAT, heated, paragraph, printable
-from flashvl.tools.look import attention_weights, lay_on_picture, look, read_and_watch, spelled
+from flashvl.tools import drawing
+from flashvl.tools.drawing import (
+    FADED,
+    HEAT,
+    LEAST_CHANCE,
+    STRONGEST,
+    bar_length,
+    heated,
+    paragraph,
+    printable,
+)
+from flashvl.tools.look import (
+    attention_weights,
+    hardest,
+    lay_on_picture,
+    look,
+    read_and_watch,
+    spelled,
+)
 
 QUESTION = "What is this?"
 grids = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -49,14 +66,12 @@ def test_attention_is_that_of_transformers(checkpoint, image):
     reference.decoder.set_attn_implementation("eager")
     with torch.inference_mode():
         output = reference.decoder(inputs_embeds=embeddings, output_attentions=True)
-        theirs = torch.cat([layer.mean(dim=1) for layer in output.attentions])  # (layers, T, T)
-        assert theirs.shape == (model.config.decoder.layers, tokens, tokens)
+        theirs = torch.cat(list(output.attentions))  # (layers, H, T, T)
+        decoder = model.config.decoder
+        assert theirs.shape == (decoder.layers, decoder.heads, tokens, tokens)
         assert len(theirs) == 3
-        for layer, wanted in enumerate(theirs):
-            _, found = read_and_watch(model, prompt, first, layer)
-            torch.testing.assert_close(found, wanted[first:], atol=1e-5, rtol=0)
         logits, found = read_and_watch(model, prompt, first)
-        torch.testing.assert_close(found, theirs.mean(dim=0)[first:], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found, theirs[:, :, first:], atol=1e-5, rtol=0)
         assert torch.equal(logits, model(*prompt, logits_at=slice(first, None)))
 
 
@@ -101,8 +116,8 @@ def test_the_answer_at_once_is_read_as_the_answer_one_by_one(flash):
         _, at_once = read_and_watch(flash.model, Prompt(ids, None, []), 4)
         for row in range(5):
             _, alone = read_and_watch(flash.model, Prompt(ids[:, : 5 + row], None, []), 4 + row)
-            torch.testing.assert_close(alone[0], at_once[row, : 5 + row])
-            assert not at_once[row, 5 + row :].any()
+            torch.testing.assert_close(alone[:, :, 0], at_once[:, :, row, : 5 + row])
+            assert not at_once[:, :, row, 5 + row :].any()
 
 
 # Then its place in the picture.
@@ -165,8 +180,18 @@ def test_the_hottest_token_glows_at_its_pixels_alone(grid, side, data):
     values[row, column] = 1
     shown = np.asarray(heated(Image.new("RGB", (7, 5)), values, (columns * 8, rows * 6), grid))
     middles = shown[3::6, 4::8]  # (rows, columns, 3), each from within one square
-    assert np.argwhere(middles.any(axis=-1)).tolist() == [[row, column]]
-    assert np.abs(middles[row, column] - 0.85 * np.array(HEAT)).max() <= 1
+    gray = 255 * (1 - FADED)  # of a black picture
+    assert np.argwhere((middles != round(gray)).any(axis=-1)).tolist() == [[row, column]]
+    hot = STRONGEST * np.array(HEAT) + (1 - STRONGEST) * gray
+    assert np.abs(middles[row, column] - hot).max() <= 1
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_bars_are_logarithmic(one, other):
+    lengths = [bar_length(chance) for chance in (one, other)]
+    assert sorted(lengths) == [bar_length(chance) for chance in sorted((one, other))]
+    assert (bar_length(1), bar_length(0), bar_length(LEAST_CHANCE)) == (1, 0, 0)
+    assert bar_length(0.1) - bar_length(0.01) == pytest.approx(bar_length(1) - bar_length(0.1))
 
 
 # Then the tokens of an answer.
@@ -181,12 +206,17 @@ def test_the_tokens_are_the_models_own_answer(any_flash):
     [grid] = any_flash.prepare(picture(), user(QUESTION)).grids
     side = round(any_flash.config.tokens_per_tile**0.5)
     for token in answer:
-        assert token.tiles.shape == (grid[0] * side, grid[1] * side)
-        assert (token.thumbnail is None) == (grid == (1, 1))
-        parts = [token.tiles.sum(), token.text]
-        parts += [] if token.thumbnail is None else [token.thumbnail.sum()]
-        assert min(parts) > 0
-        assert sum(parts) == pytest.approx(1, abs=1e-5)
+        assert len(token.strongest) == 4
+        for seen in (token.mean, *(seen for _, _, seen in token.strongest)):
+            assert seen.tiles.shape == (grid[0] * side, grid[1] * side)
+            assert (seen.thumbnail is None) == (grid == (1, 1))
+            parts = [seen.tiles.sum(), seen.text]
+            parts += [] if seen.thumbnail is None else [seen.thumbnail.sum()]
+            assert min(parts) > 0
+            assert sum(parts) == pytest.approx(1, abs=1e-5)
+            assert seen.brightest == max(
+                seen.tiles.max(), 0 if grid == (1, 1) else seen.thumbnail.max()
+            )
 
 
 def test_the_candidates_are_the_models_own_logits(any_flash):
@@ -212,13 +242,26 @@ def test_attention_goes_to_the_places_of_the_picture(assumptions):
     prompt = flash.prepare(picture(), user(QUESTION))
     places = (prompt.input_ids[0] < 0).nonzero().flatten()
     first = prompt.input_ids.shape[1] - 1
-    for layer in (None, 0, 1):
-        token = look(flash, picture(), QUESTION, 1, layer)[0]
-        with torch.inference_mode():
-            _, attention = read_and_watch(flash.model, prompt, first, layer)
-        on_tokens = attention[0, places].reshape(3, 6, 6).numpy()  # 1 x 2 tiles, thumbnail
-        np.testing.assert_allclose(token.tiles, np.hstack(on_tokens[:2]), atol=1e-6)
-        np.testing.assert_allclose(token.thumbnail, on_tokens[2], atol=1e-6)
+    with torch.inference_mode():
+        _, attention = read_and_watch(flash.model, prompt, first)  # (layers, H, 1, T)
+    for layer, head in ((None, None), (0, None), (1, None), (None, 3), (1, 2)):
+        token = look(flash, picture(), QUESTION, 1, layer, head)[0]
+        chosen = attention if layer is None else attention[layer : layer + 1]
+        chosen = chosen if head is None else chosen[:, head : head + 1]
+        on_tokens = chosen.mean(dim=(0, 1))[0, places].reshape(3, 6, 6).numpy()  # 1 x 2 tiles, ...
+        np.testing.assert_allclose(token.mean.tiles, np.hstack(on_tokens[:2]), atol=1e-6)
+        np.testing.assert_allclose(token.mean.thumbnail, on_tokens[2], atol=1e-6)
+        for one, two, seen in token.strongest:
+            assert (one, two) == (one if layer is None else layer, two if head is None else head)
+            on_tokens = attention[one, two, 0, places].reshape(3, 6, 6).numpy()
+            np.testing.assert_allclose(seen.tiles, np.hstack(on_tokens[:2]), atol=1e-6)
+
+
+def test_the_hardest_heads_look_at_few_tokens_of_the_picture():
+    everywhere, one_place, little = torch.full((5,), 0.2), torch.eye(5)[1], torch.eye(5)[1] * 0.1
+    heads = torch.stack([torch.stack([everywhere, little]), torch.stack([little / 2, one_place])])
+    assert hardest(heads, 9) == [(1, 1), (0, 0), (0, 1), (1, 0)]
+    assert hardest(heads, 1) == [(1, 1)]
 
 
 def test_the_stop_token_is_one_of_them_unless_the_answer_was_cut_off():
@@ -234,6 +277,8 @@ def test_what_cannot_be_looked_at_is_refused(flash):
     for layer in (-1, 2):
         with pytest.raises(ArgumentError, match="layers 0 to 1"):
             look(flash, picture(), QUESTION, 1, layer)
+    with pytest.raises(ArgumentError, match="heads 0 to 3"):
+        look(flash, picture(), QUESTION, 1, 0, 4)
     with pytest.raises(ArgumentError, match="max_new_tokens"):
         look(flash, picture(), QUESTION, 0)
     with pytest.raises(MessageError, match="context"):
@@ -243,24 +288,42 @@ def test_what_cannot_be_looked_at_is_refused(flash):
 # Then words.
 
 
+@pytest.fixture
+def without_fonts(monkeypatch):
+    """A machine whose fonts have no Chinese."""
+    monkeypatch.setattr(drawing, "WIDE_FONTS", ())
+    drawing._wide_font.cache_clear()
+    yield
+    drawing._wide_font.cache_clear()
+
+
 @given(st.text())
-def test_words_are_ascii_and_stay_so(text):
-    shown = printable(text)
-    assert all(" " <= letter <= "~" for letter in shown)
-    assert printable(shown) == shown
+def test_words_are_printable_and_stay_so(text):
+    for shows in (None, str.isprintable, lambda letter: False):
+        shown = printable(text, shows)
+        assert shown.isprintable()
+        assert printable(shown, shows) == shown
+    assert shown.isascii()
 
 
-def test_chinese_is_spelled_and_never_a_box():
+def test_without_a_font_chinese_is_spelled_and_never_a_box(without_fonts):
     assert printable("颜色 ok\n") == "\\u989c\\u8272 ok\\n"
     drawn = paragraph("颜色", 300)
     assert drawn.tobytes() == paragraph("\\u989c\\u8272", 300).tobytes()
+
+
+@pytest.mark.skipif(not drawing.has_glyph("颜"), reason="no font of this machine has Chinese")
+def test_with_a_font_chinese_is_drawn_and_what_it_lacks_is_spelled():
+    assert printable("颜色\U0001f9ff\x00") == "颜色\\U0001f9ff\\x00"
+    pictures = {paragraph(word, 300).tobytes() for word in ("颜色", "\\u989c\\u8272", "红色", "")}
+    assert len(pictures) == 4
 
 
 def test_every_token_has_a_name_of_its_own(flash):
     tokenizer = flash.tokenizer
     names = [spelled(token_id, tokenizer) for token_id in range(tokenizer.vocabulary)]
     assert len(set(names)) == len(names)
-    assert all(name.isascii() for name in names)
+    assert all(name.isprintable() for name in names)
     assert names[tokenizer.control_id("<|im_end|>")] == "<|im_end|>"
     assert names[tokenizer.encode("a")[0]] == '"a"'
     assert any(name.startswith("part of a character") for name in names)
@@ -295,18 +358,25 @@ def test_each_published_kind(kind, order, tmp_path, capsys):
         ids = reference.generate(reference.prompt(picture(60, 40), messages), 4, stop=False)
         tokenizer = FlashVL.from_pretrained(tmp_path / "model", device="cpu").tokenizer
         for row, token_id in zip(rows, ids):
-            assert row.startswith(spelled(token_id, tokenizer))
+            assert row.startswith(spelled(token_id, tokenizer, str.isprintable))
     assert all(row.count("%") == (3 if kind == "static" else 4) for row in rows)
 
 
 def test_one_layer_gives_another_picture_than_all(checkpoint, tmp_path, capsys):
     folder, _ = checkpoint
     drawn = []
-    for number, more in enumerate(([], ["--layer", "0"], ["--layer", "2"])):
+    choices = (
+        [],
+        ["--layer", "0"],
+        ["--layer", "2"],
+        ["--head", "1"],
+        ["--layer", "2", "--head", "1"],
+    )
+    for number, more in enumerate(choices):
         out = tmp_path / f"{number}.png"
         assert command(folder, tmp_path, capsys, *more, "--out", str(out))[0] == 0
         drawn.append(out.read_bytes())
-    assert len(set(drawn)) == 3
+    assert len(set(drawn)) == len(choices)
 
 
 def test_nano_looks_at_its_picture(tmp_path, capsys):
@@ -333,6 +403,7 @@ def test_a_picture_that_is_there_is_not_replaced(folder, tmp_path, capsys):
         (["--image", "nowhere.png"], "nowhere.png"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--layer", "9"], "layers 0 to 1"),
+        (["--head", "4"], "heads 0 to 3"),
         (["--max-new-tokens", "0"], "max_new_tokens"),
         (["--device", "toaster"], "toaster"),
     ],

@@ -104,6 +104,7 @@ def test_any_picture_is_drawn(width, height, kind):
     sheet = tiles.draw(picture(width, height), config, "a title")
     columns = 4 if kind == "iss" else 2
     assert sheet.width == columns * (tiles.COLUMN + tiles.GAP) - tiles.GAP + 2 * 24
+    assert sheet.height <= tiles.SHEET
     assert sheet.mode == "RGB"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from browser import needs_browser, opened_browser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -303,6 +304,19 @@ def test_the_command_prints_json_and_writes_a_page(folder, photo, tmp_path, caps
     assert max(row["depth"] for row in result["rows"]) == 2
     assert result["total"]["milliseconds"] > 0
     assert file.read_text(encoding="utf-8") == page(result)
+
+
+@needs_browser
+def test_the_page_fits_into_a_window(tmp_path):
+    command = ["trace", "--image", str(NANO_PICTURE), "--depth", "9"]
+    assert main([*command, "--html", str(tmp_path / "trace.html")]) == 0
+    with opened_browser() as browser:
+        shown = browser.new_page(viewport={"width": 1280, "height": 800})
+        shown.goto((tmp_path / "trace.html").as_uri())
+        widths = "['html', '.wide', 'table'].map((one) => document.querySelector(one).scrollWidth)"
+        whole, room, table = shown.evaluate(widths)
+    assert whole == 1280
+    assert table <= room == 1248
 
 
 @pytest.mark.parametrize("repository", list(published_models()))

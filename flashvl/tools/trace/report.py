@@ -93,13 +93,15 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: 0.2rem 0.6rem; text-align: left; white-space: nowrap; }
+th, td { padding: 0.2rem 0.4rem; text-align: left; }
+td:first-child { overflow-wrap: anywhere; min-width: 9rem; }
+.shape, .number, .share { white-space: nowrap; }
 th { border-bottom: 2px solid; }
 td { border-bottom: 1px solid #8884; }
 .number { text-align: right; }
 .stage td { font-weight: 600; }
 .bar { background: linear-gradient(#4a7fd0, #4a7fd0) no-repeat left / var(--share) 100% #8882;
-  display: inline-block; height: 0.8em; width: 8rem; }
+  display: inline-block; height: 0.8em; width: 5rem; }
 .wide { overflow-x: auto; }
 """
 
@@ -117,7 +119,7 @@ def page(result: dict[str, Any]) -> str:
             f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>",
             *(f"<p>{escape(line)}</p>" for line in summary(result)),
             '<div class="wide"><table>',
-            "<tr>" + "".join(f"<th>{escape(head)}</th>" for head in heads(result)) + "</tr>",
+            "<tr>" + "".join(map(page_head, heads(result))) + "</tr>",
             *(page_row(row, timed) for row in result["rows"]),
             "</table></div>",
             *(f"<p>{escape(line)}</p>" for line in MEANINGS),
@@ -126,16 +128,25 @@ def page(result: dict[str, Any]) -> str:
     )
 
 
+def page_head(head: str) -> str:
+    of_numbers = head not in ("stage", "shape in", "shape out") and not head.startswith("share")
+    kind = ' class="number"' if of_numbers else ""
+    return f"<th{kind}>{escape(head)}</th>"
+
+
 def page_row(row: dict[str, Any], timed: bool) -> str:
     kind = ' class="stage"' if row["depth"] == 1 else ""
-    indent = f"padding-left: {0.6 + 1.2 * (row['depth'] - 1):.1f}rem"
+    indent = f"padding-left: {0.4 + 1.2 * (row['depth'] - 1):.1f}rem"
     cells = [f'<td style="{indent}">{escape(row["name"])}</td>']
-    cells += [f"<td>{escape(shapes_text(row[key]))}</td>" for key in ("shapes_in", "shapes_out")]
+    for key in ("shapes_in", "shapes_out"):  # a line may break between shapes
+        shapes = [f'<span class="shape">{shapes_text([shape])}</span>' for shape in row[key]]
+        cells.append(f"<td>{', '.join(shapes)}</td>")
     cells.append(f'<td class="number">{row["calls"]:,}</td>')
     for key in ("parameters", "bytes", "operations"):
         cells.append(f'<td class="number" title="{row[key]:,}">{short(row[key])}</td>')
     if timed:
         cells.append(f'<td class="number">{row["milliseconds"]:.2f}</td>')
     share = f"{row['share']:.1%}"
-    cells.append(f'<td><span class="bar" style="--share: {share}"></span> {share}</td>')
+    bar = f'<span class="bar" style="--share: {share}"></span>'
+    cells.append(f'<td class="share">{bar} {share}</td>')
     return f"<tr{kind}>{''.join(cells)}</tr>"

@@ -1,0 +1,97 @@
+// The tiler: which tiles a picture is cut into. Pure functions, no weights.
+
+import { resize } from "./image.js";
+
+/** A picture -> {tiles, grid}: tiles {height, width, rgb} row by row, the thumbnail last. */
+export function tileImage(image, config) {
+  const grid = chooseGrid(image.height, image.width, config.coreSize, config.maxTiles);
+  const tiles = cutTiles(canvasOf(image, grid, config), grid, config.coreSize);
+  if (config.thumbnail && grid[0] * grid[1] > 1) {
+    tiles.push(...cutTiles(canvasOf(image, [1, 1], config), [1, 1], config.coreSize));
+  }
+  return { tiles, grid };
+}
+
+/**
+ * The [rows, columns] with at most `maxTiles` cells closest to the picture's aspect ratio.
+ *
+ * Of two grids equally close the larger is taken if the picture has more than half of its pixels.
+ */
+export function chooseGrid(height, width, coreSize, maxTiles) {
+  const grids = [];
+  for (let rows = 1; rows <= maxTiles; rows++) {
+    for (let columns = 1; columns <= Math.floor(maxTiles / rows); columns++) {
+      grids.push([rows, columns]);
+    }
+  }
+  grids.sort((a, b) => a[0] * a[1] - b[0] * b[1] || a[0] - b[0]);
+  let best = [1, 1];
+  let bestDifference = Infinity;
+  for (const [rows, columns] of grids) {
+    const difference = Math.abs(columns / rows - width / height);
+    const enoughPixels = height * width > 0.5 * rows * columns * coreSize ** 2;
+    if (difference < bestDifference || (difference === bestDifference && enoughPixels)) {
+      [best, bestDifference] = [[rows, columns], difference];
+    }
+  }
+  return best;
+}
+
+/** The picture resized to the cores of `grid` and padded by the margin on all four sides. */
+export function canvasOf(image, [rows, columns], config) {
+  const [height, width] = [rows * config.coreSize, columns * config.coreSize];
+  const resized = resize(image, height, width, config.resample, config.heightFirst);
+  return pad(resized, config.seenMargin, config.padding);
+}
+
+/** A padded canvas -> tiles, one at every core; what lies around the cores is the margin. */
+export function cutTiles(canvas, [rows, columns], coreSize) {
+  const height = canvas.height - (rows - 1) * coreSize;
+  const width = canvas.width - (columns - 1) * coreSize;
+  const tiles = [];
+  for (let r = 0; r < rows; r++) {
+    for (let c = 0; c < columns; c++)
+      tiles.push(crop(canvas, r * coreSize, c * coreSize, height, width));
+  }
+  return tiles;
+}
+
+function crop(image, top, left, height, width) {
+  const rgb = new Uint8ClampedArray(height * width * 3);
+  for (let y = 0; y < height; y++) {
+    const start = ((top + y) * image.width + left) * 3;
+    rgb.set(image.rgb.subarray(start, start + width * 3), y * width * 3);
+  }
+  return { height, width, rgb };
+}
+
+// Which pixel stands at a place outside of 0 to size - 1, in NumPy's words; null: black.
+const PADDINGS = {
+  constant: (place, size) => (place < 0 || place >= size ? null : place),
+  edge: (place, size) => Math.min(Math.max(place, 0), size - 1),
+  reflect: (place, size) => folded(place, size, 2 * (size - 1), 0),
+  symmetric: (place, size) => folded(place, size, 2 * size, 1),
+};
+
+function folded(place, size, period, twice) {
+  if (period === 0) return 0;
+  const rest = ((place % period) + period) % period;
+  return rest < size ? rest : period - rest - twice;
+}
+
+/** `margin` pixels more on each side. */
+export function pad(image, margin, padding) {
+  const [height, width] = [image.height + 2 * margin, image.width + 2 * margin];
+  const rgb = new Uint8ClampedArray(height * width * 3);
+  const source = PADDINGS[padding];
+  for (let y = 0; y < height; y++) {
+    const v = source(y - margin, image.height);
+    for (let x = 0; x < width; x++) {
+      const u = source(x - margin, image.width);
+      if (u === null || v === null) continue;
+      const from = (v * image.width + u) * 3;
+      rgb.set(image.rgb.subarray(from, from + 3), (y * width + x) * 3);
+    }
+  }
+  return { height, width, rgb };
+}

@@ -1,0 +1,62 @@
+// Where image tokens lie: the picture's tokens in rows and columns over all tiles, then the
+// thumbnail's.
+
+export class Places {
+  constructor({ grid, side, order, count }) {
+    [this.gridRows, this.gridColumns] = grid;
+    [this.side, this.order] = [side, order];
+    this.rows = this.gridRows * side;
+    this.columns = this.gridColumns * side;
+    this.tileTokens = this.rows * this.columns;
+    this.hasThumbnail = count > this.tileTokens;
+    this.count = count;
+  }
+
+  /** {tile, row, column, thumbnail}: of the tiles' tokens all rows are counted from the top. */
+  position(token) {
+    const { side } = this;
+    const tile = Math.floor(token / side ** 2);
+    const [slow, fast] = [Math.floor((token % side ** 2) / side), token % side];
+    const [y, x] = this.order === "rows" ? [slow, fast] : [fast, slow];
+    if (token >= this.tileTokens) return { tile, row: y, column: x, thumbnail: true };
+    const row = Math.floor(tile / this.gridColumns) * side + y;
+    return { tile, row, column: (tile % this.gridColumns) * side + x, thumbnail: false };
+  }
+
+  token(row, column, thumbnail = false) {
+    const { side } = this;
+    const tile = thumbnail
+      ? this.gridRows * this.gridColumns
+      : Math.floor(row / side) * this.gridColumns + Math.floor(column / side);
+    const [y, x] = [row % side, column % side];
+    return tile * side ** 2 + (this.order === "rows" ? y * side + x : x * side + y);
+  }
+
+  /** Its part of the picture: left, top, width, height as shares of the picture's. */
+  box(token) {
+    const { row, column, thumbnail } = this.position(token);
+    const [rows, columns] = thumbnail ? [this.side, this.side] : [this.rows, this.columns];
+    return [column / columns, row / rows, 1 / columns, 1 / rows];
+  }
+
+  /** The tokens that lie over a part of the picture, those of the thumbnail too. */
+  under([left, top, width, height]) {
+    return Array.from({ length: this.count }, (_, token) => token).filter((token) => {
+      const [x, y, w, h] = this.box(token);
+      return x < left + width && x + w > left && y < top + height && y + h > top;
+    });
+  }
+
+  tileOf(token) {
+    return Math.floor(token / this.side ** 2);
+  }
+
+  /** A number for each image token -> those of the tiles (rows * columns), or of the thumbnail. */
+  laidOut(values, thumbnail = false) {
+    const [rows, columns] = thumbnail ? [this.side, this.side] : [this.rows, this.columns];
+    return Float32Array.from(
+      { length: rows * columns },
+      (_, place) => values[this.token(Math.floor(place / columns), place % columns, thumbnail)],
+    );
+  }
+}
