@@ -5,17 +5,17 @@ Read `model/network.py` for the network itself; here it meets words, pictures an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from .checkpoint.files import read_headers
 from .checkpoint.hub import find_model
 from .checkpoint.load import check_tensors, load_tensors
-from .checkpoint.published import read_config, read_stop_ids
+from .checkpoint.published import Assumptions, read_config, read_stop_ids
 from .checkpoint.save import save_checkpoint
 from .config import QUANTIZATIONS, FlashVLConfig
 from .device import check_weights, choose_device, choose_dtype, device_failure_as_error
@@ -170,15 +170,16 @@ class FlashVL:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         revision: str | None = None,
-        assumptions: Mapping[str, Any] | None = None,
+        assumptions: Assumptions = None,
         quantize: str | None = None,
     ) -> FlashVL:
         """Loads "nano", a folder in the published layout, or a repository of the hub.
 
         `dtype` "auto": as stored; on a CPU large bfloat16 weights stay as stored and are multiplied
-        as `fast/cpu.py` says, others become float32. `quantize` "int8": the decoder's weights as
-        int8, see `fast/int8.py`. `assumptions` overrides fields of `ASSUMPTIONS` in config.py.
-        Raises `CheckpointError`, `ConfigError`, `DownloadError`, `DeviceError`, `ArgumentError`.
+        as `fast/cpu.py` says, others become float32. `quantize` "int8" or "int4": the decoder's
+        weights in so many bits, see `fast/quantized.py`. `assumptions` overrides fields of
+        assumptions.py, by a dict or a JSON file. Raises `CheckpointError`, `ConfigError`,
+        `DownloadError`, `DeviceError`, `ArgumentError`.
         """
         device = choose_device(device)
         if quantize is not None and quantize not in QUANTIZATIONS:
@@ -207,9 +208,9 @@ class FlashVL:
         with device_failure_as_error("loading the weights"):
             load_tensors(model, headers, device, None if fits_to_cpu else stored_as)
             if quantize is not None:
-                from .fast.int8 import quantize_decoder
+                from .fast.quantized import quantize_decoder
 
-                quantize_decoder(model)
+                quantize_decoder(model, quantize, headers if fits_to_cpu else None)
             if fits_to_cpu:
                 fit_to_cpu(model)
         stop_ids = read_stop_ids(folder, tokenizer)
@@ -219,7 +220,7 @@ class FlashVL:
         """Compiles tower, prefill and decode, for CUDA; all answers then use them.
 
         Compiling happens at the first answers and takes a minute or so; see `fast/compiled.py`.
-        Raises `ArgumentError` for int8 weights on a CPU.
+        Raises `ArgumentError` for quantized weights on a CPU.
         """
         _check_fast_paths(True)
         from .fast.compiled import compile_model
@@ -234,11 +235,11 @@ class FlashVL:
         dtype = None
         if HAS_FAST_PATHS:
             from .fast.cpu import is_widened
-            from .fast.int8 import is_quantized
+            from .fast.quantized import is_quantized
 
             if is_quantized(self.model):
                 raise CheckpointError(
-                    "a model with int8 weights is not saved; load it without quantize"
+                    "a model with quantized weights is not saved; load it without quantize"
                 )
             dtype = self.model.dtype if is_widened(self.model) else None
         save_checkpoint(
@@ -255,4 +256,4 @@ class FlashVL:
 def _check_fast_paths(wanted: bool) -> None:
     """Raises `ArgumentError` if something of the folder is wanted that was deleted."""
     if wanted and not HAS_FAST_PATHS:
-        raise ArgumentError("int8 weights and torch.compile need the folder flashvl/fast")
+        raise ArgumentError("quantized weights and torch.compile need the folder flashvl/fast")

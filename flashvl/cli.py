@@ -15,11 +15,15 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from .config import CHOICES, DTYPES, QUANTIZATIONS
+from .assumptions import choices_of
+from .config import DTYPES, QUANTIZATIONS
 from .errors import FlashVLError, printable, shortened
 from .terminal import discard, say
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +34,11 @@ class Parser(argparse.ArgumentParser):
         say(f"{self.prog}: {reason}; see {self.prog} --help")
         self.exit(2)
 
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse's own ignores a full disk
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command -> its exit code: 0, 1 (a check failed), 2 (bad input), 130 (Ctrl-C)."""
@@ -38,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if isinstance(stream, io.TextIOWrapper):
                 # A terminal without Chinese, or a byte that is no text, must not end the answer.
                 stream.reconfigure(errors="replace")
-        options = build_parser().parse_args(arguments)
+        options = parse(arguments)
         code = _import_whole(options.module).run(options) or 0
         if sys.stdout is not None:
             sys.stdout.flush()  # what cannot be written is said here, not by Python at its end
@@ -49,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("")
         return 130
+    except RuntimeError as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        say("")  # torch stumbled over the Ctrl-C
+        return 130
     except BrokenPipeError:  # the reader has gone
         discard(sys.stdout)
         return 0
@@ -58,6 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = getattr(error, "filename", None)
         say(f"flashvl: {FlashVLError(f'{reason}: {place}' if place else reason)}")
         return 2
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of one command. Ends the process with code 2 if they are wrong."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        if value == []:  # what argparse makes of --option=-- before Python 3.12
+            parser.error(f"argument --{name.replace('_', '-')}: expected a value")
+    return options
 
 
 def _import_whole(module: str) -> ModuleType:
@@ -100,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(chat)
     _add_device(chat)
     _add_dtype(chat)
-    _add_quantize(chat, "the decoder's weights as int8")
+    _add_quantize(chat, "the decoder's weights in 8 or 4 bits")
     chat.add_argument("--compile", action="store_true", help="by torch.compile; for CUDA")
     _add_max_new_tokens(chat, 256)
     chat.add_argument("--sample", action="store_true", help="draw tokens instead of the likeliest")
@@ -122,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = command("verify", ".tools.verify", "tell what a checkpoint holds and settles", "nano")
     verify.add_argument("model", metavar="FOLDER|REPOSITORY", help="or nano")
     _add_revision(verify)
+    _add_assumptions(verify)
     verify.add_argument(
         "--values", action="store_true", help="read every weight and name those not finite"
     )
@@ -161,6 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
         default="nano",
         help="nano, a folder or a repository; its weights are not needed (default: nano)",
     )
+    _add_assumptions(tiles)
 
     look = command(
         "look",
@@ -212,6 +238,15 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
 
+    _add_settle(
+        command(
+            "settle",
+            ".tools.settle.settle",
+            "ask a model under which of the unpublished assumptions it was trained",
+            "--model FOLDER --out assumptions.json",
+        )
+    )
+
     train = command(
         "train", ".nano.train", "train nano from scratch", "--recipe nano --out runs/nano"
     )
@@ -220,7 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, metavar="N", help="all stages together; scales them")
     _add_device(train)
     _add_seed(train, "same seed, same data")
-    modes = CHOICES["stitching"]
+    modes = choices_of("stitching")
     train.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
     train.add_argument(
         "--tower",
@@ -234,10 +269,11 @@ def build_parser() -> argparse.ArgumentParser:
         "score", ".nano.score", "count how often a model is right", "--model nano --scenes 1000"
     )
     score.add_argument("--model", default="nano", help='"nano" or a folder (default: nano)')
+    _add_assumptions(score)
     score.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
     _add_seed(score, "of the scenes")
     _add_device(score)
-    _add_quantize(score, "the decoder's weights as int8")
+    _add_quantize(score, "the decoder's weights in 8 or 4 bits")
 
     _add_evaluate(
         command(
@@ -301,9 +337,43 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--peer", choices=["transformers"], help="the same weights there as well")
     _add_quantize(bench, "this against the weights as they are")
     bench.add_argument(
+        "--batch", type=int, metavar="N", help="N answers side by side against one by one"
+    )
+    bench.add_argument(
         "--compile", action="store_true", help="torch.compile against the model as it is"
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")
+
+
+def _add_settle(settle: argparse.ArgumentParser) -> None:
+    settle.description = (
+        f"{settle.description} Under the right ones it finds right answers likely, under wrong "
+        "ones it does not. weights/ASSUMPTIONS.md explains them all."
+    )
+    _add_model(settle)
+    settle.add_argument(
+        "--scenes",
+        type=int,
+        default=96,
+        metavar="N",
+        help="drawn pictures to ask about (default: 96); fewer are faster and tell less",
+    )
+    settle.add_argument(
+        "--answers",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="recorded answers of the published code instead, which can prove the assumptions: "
+        'lines of {"image", "messages", "answer"}',
+    )
+    settle.add_argument(
+        "--only", nargs="+", default=[], metavar="FIELD", help="these fields alone (default: all)"
+    )
+    _add_device(settle)
+    _add_dtype(settle)
+    settle.add_argument("--json", type=Path, metavar="FILE", help="write the figures as well")
+    settle.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the best values, for --assumptions"
+    )
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
@@ -346,7 +416,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     )
     _add_device(evaluate)
     _add_dtype(evaluate)
-    _add_quantize(evaluate, "the decoder's weights as int8")
+    _add_quantize(evaluate, "the decoder's weights in 8 or 4 bits")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the figures as well")
 
 
@@ -355,10 +425,21 @@ def _add_model(command: argparse.ArgumentParser) -> None:
         "--model", default="nano", help="nano, a folder or a repository of the hub (default: nano)"
     )
     _add_revision(command)
+    _add_assumptions(command)
 
 
 def _add_revision(command: argparse.ArgumentParser) -> None:
     command.add_argument("--revision", help="commit, branch or tag of a repository")
+
+
+def _add_assumptions(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--assumptions",
+        type=Path,
+        metavar="FILE",
+        help="a JSON file of fields and values, such as settle --out writes; they replace what the "
+        "model's config.json says",
+    )
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

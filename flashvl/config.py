@@ -1,8 +1,8 @@
 """The config of a model: one dataclass for each part, and the published form of the whole.
 
-A number that follows from others is a property. What nobody has published is in `ASSUMPTIONS`: each
-such field can be overridden, in a config.json under the key "assumptions" or in Python. A key that
-a config.json leaves out has the default of the library class that wrote it.
+A number that follows from others is a property. What nobody has published is in assumptions.py:
+each such field can be overridden, in a config.json under the key "assumptions" or in Python. A key
+that a config.json leaves out has the default of the library class that wrote it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from .assumptions import FIELDS, choices_of
 from .errors import ConfigError
 from .reading import MAX_INTEGER, Reader, copy_of
 
 Grid = tuple[int, int]  # rows, columns of tiles
-Padding = Literal["edge", "reflect", "symmetric", "constant"]  # NumPy's words
+# NumPy's words; constant is black.
+Padding = Literal["constant", "edge", "reflect", "symmetric"]
 
 # In input ids: a tile's first image token, and each of its further ones. Source: published code.
 TILE_START, TILE_NEXT = -200, -201
 
 # Number formats that a model can be loaded in, and that its decoder can be quantized to.
 DTYPES = ("float32", "bfloat16", "float16")
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,10 @@ class TilerConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     stitching: str = "trim"
-    padding: Padding = "edge"
-    thumbnail: bool = True
+    padding: Padding = "constant"
+    grid: str = "aspect"
+    thumbnail: str = "last"
+    tile_order: str = "rows"
 
     @property
     def core_size(self) -> int:
@@ -111,35 +115,35 @@ class TilerConfig:
     def tiles(self, grid: Grid) -> int:
         """How many tiles a picture of this grid has, its thumbnail included."""
         cells = grid[0] * grid[1]
-        return cells + (self.thumbnail and cells > 1)
+        return cells + (self.thumbnail != "none" and cells > 1)
+
+    def order(self, grid: Grid) -> list[int]:
+        """The numbers of a picture's tiles in the order in which the decoder reads them.
+
+        Those of the grid are numbered row by row from 0, and the thumbnail comes after them.
+        """
+        rows, columns = grid
+        order = list(range(rows * columns))
+        if self.tile_order == "columns":
+            order.sort(key=lambda tile: (tile % columns, tile))
+        thumbnail = [rows * columns] if self.thumbnail != "none" and grid != (1, 1) else []
+        return thumbnail + order if self.thumbnail == "first" else order + thumbnail
 
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """`slice_markers`: two control tokens around each tile's tokens, or None."""
+    """How a conversation is written.
 
-    system: str = "You are a helpful assistant."
-    slice_markers: tuple[str, str] | None = None
+    `system` None: no system turn but a user's own. `slice_markers` says where the placeholders
+    stand, or it is two other control tokens, which stand around each tile.
+    """
+
+    system: str | None = "You are a helpful assistant."
+    image_place: str = "line"
+    slice_markers: str | tuple[str, str] = "none"
 
 
-# Fields that no published file settles, and the part of the config that holds them.
-ASSUMPTIONS = {
-    "max_tiles": "tiler",
-    "stitching": "tiler",
-    "padding": "tiler",
-    "thumbnail": "tiler",
-    "feature_layer": "vision",
-    "tensor_prefix": "vision",
-    "token_order": "compressor",
-    "system": "prompt",
-    "slice_markers": "prompt",
-}
 PADDINGS: tuple[Padding, ...] = get_args(Padding)
-CHOICES: dict[str, tuple[str, ...]] = {
-    "stitching": ("trim", "mean", "none"),
-    "padding": PADDINGS,
-    "token_order": ("rows", "columns"),
-}
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,20 @@ class FlashVLConfig:
         core_side = self.tiler.core_size // self.vision.patch_size
         return (core_side // self.compressor.shuffle) ** 2
 
+    @property
+    def assumptions(self) -> dict[str, Any]:
+        """What is in use of each field of `FIELDS`, as a config.json states it."""
+        values = {name: getattr(getattr(self, one.part), name) for name, one in FIELDS.items()}
+        return {name: False if value is None else value for name, value in values.items()}
+
+    def with_assumptions(self, assumptions: Mapping[str, Any]) -> FlashVLConfig:
+        """This config with other values of some fields of `FIELDS`. Raises `ConfigError`."""
+        stated = self.to_dict()
+        stated["assumptions"] |= assumptions
+        other = FlashVLConfig.from_dict(stated)
+        mine = {name: getattr(self.tiler, name) for name in ("resample", "mean", "std")}
+        return dataclasses.replace(other, tiler=dataclasses.replace(other.tiler, **mine))
+
     @classmethod
     def from_dict(cls, published: Mapping[str, Any]) -> FlashVLConfig:
         """Reads a published config.json as it is. Raises `ConfigError`."""
@@ -208,7 +226,7 @@ class FlashVLConfig:
         model_type = from_file.choice("model_type", tuple(MODEL_KINDS))
         kind = MODEL_KINDS[model_type]
         assumed = from_file.section("assumptions", optional=True)
-        assumed.only(ASSUMPTIONS)
+        assumed.only(FIELDS)
         vision = _vision(from_file.section("vision_config"), kind, assumed)
         margin, shuffle = _reduction(from_file, vision, kind)
         return cls(
@@ -217,7 +235,7 @@ class FlashVLConfig:
             compressor=CompressorConfig(
                 hidden_width=from_file.integer("intermediate_size"),
                 shuffle=shuffle,
-                token_order=assumed.choice("token_order", CHOICES["token_order"], "rows"),
+                token_order=_choice(assumed, "token_order"),
             ),
             decoder=_decoder(from_file.section("llm_config")),
             tiler=TilerConfig(
@@ -227,13 +245,16 @@ class FlashVLConfig:
                 resample=kind.resample,
                 mean=kind.mean,
                 std=kind.std,
-                stitching=assumed.choice("stitching", CHOICES["stitching"], "trim"),
-                padding=assumed.choice("padding", PADDINGS, "edge"),
-                thumbnail=assumed.boolean("thumbnail", True),
+                stitching=_choice(assumed, "stitching"),
+                padding=assumed.choice("padding", PADDINGS, TilerConfig.padding),
+                grid=_choice(assumed, "grid"),
+                thumbnail=_thumbnail(assumed),
+                tile_order=_choice(assumed, "tile_order"),
             ),
             prompt=PromptConfig(
-                system=assumed.text("system", PromptConfig.system),
-                slice_markers=assumed.pair("slice_markers"),
+                system=_system(assumed),
+                image_place=_choice(assumed, "image_place"),
+                slice_markers=_slice_markers(assumed),
             ),
             source=source,
         )
@@ -249,9 +270,7 @@ class FlashVLConfig:
             "model_type": self.model_type,
             "intermediate_size": self.compressor.hidden_width,
             "image_token_num": self.tokens_per_tile,
-            "assumptions": {
-                name: getattr(getattr(self, part), name) for name, part in ASSUMPTIONS.items()
-            },
+            "assumptions": self.assumptions,
         }
         eps_name = "layer_norm_eps" if vision.architecture == "siglip" else "rms_norm_eps"
         tower = published.setdefault("vision_config", {})
@@ -297,6 +316,32 @@ class FlashVLConfig:
             std=from_file.channels("image_std", self.tiler.std, positive=True),
         )
         return dataclasses.replace(self, tiler=tiler)
+
+
+def _choice(assumed: Reader, name: str) -> str:
+    """A field that is chosen from a list, whose first value is the default."""
+    choices = choices_of(name)
+    return assumed.choice(name, choices, choices[0])
+
+
+def _thumbnail(assumed: Reader) -> str:
+    """Older configs say whether there is one, true or false; it is the last tile then."""
+    stated = assumed.values.get("thumbnail")
+    if isinstance(stated, bool):
+        return "last" if stated else "none"
+    return _choice(assumed, "thumbnail")
+
+
+def _system(assumed: Reader) -> str | None:
+    if assumed.values.get("system") is False:
+        return None
+    return assumed.text("system", str(PromptConfig.system))
+
+
+def _slice_markers(assumed: Reader) -> str | tuple[str, str]:
+    if isinstance(assumed.values.get("slice_markers"), str):
+        return _choice(assumed, "slice_markers")
+    return assumed.pair("slice_markers") or PromptConfig.slice_markers
 
 
 def _vision(from_file: Reader, kind: ModelKind, assumed: Reader) -> VisionConfig:

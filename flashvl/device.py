@@ -1,9 +1,11 @@
-"""The device that a model runs on, the number format of its weights, and what fails on a device."""
+"""The device that a model runs on, the number format of its weights, the memory, and what fails."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -48,6 +50,22 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype |
     if not isinstance(dtype, torch.dtype) or str(dtype).removeprefix("torch.") not in DTYPES:
         raise ArgumentError(f"dtype must be auto, {', '.join(DTYPES)}; found {shown(name)}")
     return dtype
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The peak of memory so far: of tensors on a CUDA device, else of the process.
+
+    A process's memory includes the parts of mapped files that it has read.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # where `getrusage` counts what the process that started it had
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    import resource  # not there on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class Reader:
 
     def choice(self, key: str, choices: tuple[Text, ...], default: Text | None = None) -> Text:
         value = self._get(key, default)
-        if value not in choices:
+        if not isinstance(value, str) or value not in choices:
             raise self._wrong(key, value, "one of " + ", ".join(choices))
         return value
 
@@ -193,7 +193,7 @@ def copy_of(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 def read_path(value: object, what: str, error: type[FlashVLError] = ArgumentError) -> Path:
     """A path that a person gives as text or `Path`, with `~` for the home folder.
 
-    `what` is the argument's name. Raises `error` for what no file can be called.
+    `what` is the argument's name. Raises `error` for what no file can be called, or not in UTF-8.
     """
     try:
         path = os.fspath(value)  # type: ignore[call-overload]
@@ -201,11 +201,10 @@ def read_path(value: object, what: str, error: type[FlashVLError] = ArgumentErro
         raise error(f"{what} must be a text or a path, found {shown(value)}") from cause
     if not isinstance(path, str):
         raise error(f"{what} must be a text or a path, found {shown(path)}")
-    try:
-        if not path or b"\0" in os.fsencode(path):
-            raise ValueError("empty, or with a null character in it")
-    except ValueError as cause:
-        raise error(f"no file can be called {shown(path)}; give another {what}") from cause
+    if not path or "\0" in path:
+        raise error(f"no file can be called {shown(path)}; give another {what}")
+    if lone_surrogate(path) is not None:  # the libraries that read the files take no other
+        raise error(f"the name {shown(path)} is not in UTF-8; give another {what}")
     return Path(os.path.expanduser(path))
 
 

@@ -8,6 +8,7 @@ library has, are loops here. Nothing of flashvl is imported.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -23,10 +24,10 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 MAX_TILES = {"dynamic-iss": 6, "dynamic": 12, "static": 1}
 TEMPLATE = jinja2.Template(
     "{% set seen = namespace(image=not has_image) %}"
-    "{% if messages[0].role != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% if messages[0].role != 'system' and system is string %}"
+    "<|im_start|>system\n{{ system }}<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{% if message.role == 'user' and not seen.image %}<image>\n"
+    "{% if message.role == 'user' and not seen.image %}<image>{{ after_image }}"
     "{% set seen.image = true %}{% endif %}"
     "{{ message.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n",
     keep_trailing_newline=True,
@@ -55,15 +56,32 @@ class Reference:
 
     def grid(self, image: Image.Image) -> tuple[int, int]:
         max_tiles = self.spec.assumptions.get("max_tiles", MAX_TILES[self.spec.kind])
-        return closest_grid(image.width, image.height, self.core * self.spec.patch, max_tiles)
+        rule = RULES[self.spec.assumptions.get("grid", "aspect")]
+        return rule(image.width, image.height, self.core * self.spec.patch, max_tiles)
+
+    @property
+    def thumbnail(self) -> str:
+        stated = self.spec.assumptions.get("thumbnail", "last")
+        return {True: "last", False: "none"}.get(stated, stated)
+
+    def places(self, grid: tuple[int, int]) -> list[tuple[int, int] | None]:
+        """The row and column of each tile as the decoder reads them; None is the thumbnail."""
+        rows, columns = grid
+        if self.spec.assumptions.get("tile_order", "rows") == "rows":
+            tiles = [(row, column) for row in range(rows) for column in range(columns)]
+        else:
+            tiles = [(row, column) for column in range(columns) for row in range(rows)]
+        if grid == (1, 1) or self.thumbnail == "none":
+            return tiles
+        return [None, *tiles] if self.thumbnail == "first" else [*tiles, None]
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """(tiles, 3, height, width): the grid's tiles row by row, then the thumbnail if several."""
+        """(tiles, 3, height, width)."""
         grid = self.grid(image)
-        tiles = self._cut(image, *grid)
-        if grid != (1, 1) and self.spec.assumptions.get("thumbnail", True):
-            tiles += self._cut(image, 1, 1)
-        return torch.stack(tiles)
+        tiles, small = self._cut(image, *grid), self._cut(image, 1, 1)[0]
+        places = self.places(grid)
+        ordered = [small if at is None else tiles[at[0] * grid[1] + at[1]] for at in places]
+        return torch.stack(ordered)
 
     def _cut(self, image: Image.Image, rows: int, columns: int) -> list[Tensor]:
         """The processor resizes and normalizes the whole canvas; then windows are cut from it."""
@@ -75,7 +93,7 @@ class Reference:
         else:
             processor = CLIPImageProcessorPil(size=size, do_center_crop=False)
         canvas = processor(image, return_tensors="pt")["pixel_values"]
-        canvas = F.pad(canvas, (margin,) * 4, mode="replicate")[0] if margin else canvas[0]
+        canvas = self._padded(canvas, margin)[0] if margin else canvas[0]
         window = core + 2 * margin
         return [
             canvas[:, top : top + window, left : left + window]
@@ -83,9 +101,24 @@ class Reference:
             for left in range(0, columns * core, core)
         ]
 
+    def _padded(self, canvas: Tensor, margin: int) -> Tensor:
+        """With a black frame, unless an assumption says otherwise; the canvas is normalized."""
+        padding = self.spec.assumptions.get("padding", "constant")
+        if padding != "constant":
+            mode = {"edge": "replicate", "reflect": "reflect"}[padding]
+            return F.pad(canvas, (margin,) * 4, mode=mode)
+        processor = CLIPImageProcessorPil(size={"height": 1, "width": 1}, do_center_crop=False)
+        black = processor(Image.new("RGB", (1, 1)), return_tensors="pt")["pixel_values"]
+        frame = black.repeat(1, 1, canvas.shape[2] + 2 * margin, canvas.shape[3] + 2 * margin)
+        frame[:, :, margin:-margin, margin:-margin] = canvas
+        return frame
+
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        return self.tower_for(pixels)(pixels).last_hidden_state
+        tower, layer = self.tower_for(pixels), self.spec.assumptions.get("feature_layer", -1)
+        if layer < 0:
+            return tower(pixels).last_hidden_state
+        return tower(pixels, output_hidden_states=True).hidden_states[layer + 1]  # 0: embeddings
 
     def tower_for(self, pixels: Tensor) -> nn.Module:
         """The tower, or for smaller tiles a copy of it that has the middle positions alone."""
@@ -105,8 +138,17 @@ class Reference:
     def reduce(self, features: Tensor, grid: tuple[int, int]) -> Tensor:
         """Stitching or pixel shuffle: what the compressor's first layer is given."""
         if self.spec.kind == "dynamic-iss":
-            return stitch(features, grid, self.spec.side, self.spec.margin, self.stitching)
-        return shuffle_pixels(features, self.spec.side)
+            places = self.places(grid)
+            in_rows = sorted(filter(None, places)) + [None] * (None in places)
+            ordered = features[[places.index(at) for at in in_rows]]
+            stitched = stitch(ordered, grid, self.spec.side, self.spec.margin, self.stitching)
+            tokens = stitched[[in_rows.index(at) for at in places]]
+        else:
+            tokens = shuffle_pixels(features, self.spec.side)
+        side = math.isqrt(tokens.shape[1])
+        if self.spec.assumptions.get("token_order", "rows") == "rows":
+            return tokens
+        return tokens[:, [row * side + column for column in range(side) for row in range(side)]]
 
     @torch.no_grad()
     def image_tokens(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -114,7 +156,12 @@ class Reference:
 
     def input_ids(self, messages: list[dict[str, str]], tiles: int = 0) -> Tensor:
         """The rendered template in tokens, each `<image>` as -200 and then -201."""
-        text = TEMPLATE.render(messages=messages, has_image=tiles > 0)
+        text = TEMPLATE.render(
+            messages=messages,
+            has_image=tiles > 0,
+            system=self.spec.assumptions.get("system", "You are a helpful assistant."),
+            after_image="\n" if self.spec.assumptions.get("image_place", "line") == "line" else "",
+        )
         pieces = text.split("<image>") if tiles else [text]
         ids = self.tokenizer(pieces[0]).input_ids
         for piece in pieces[1:]:
@@ -176,6 +223,40 @@ def closest_grid(width: int, height: int, cell: int, max_tiles: int) -> tuple[in
     return filled[-1] if filled else nearest[0]
 
 
+def fullest_grid(width: int, height: int, cell: int, max_tiles: int) -> tuple[int, int]:
+    """(rows, columns) in which most of the picture's pixels are shown; then the smallest area."""
+    best, best_key = (0, 0), (-1, 0)
+    for count in range(1, max_tiles + 1):
+        for rows in (rows for rows in range(1, count + 1) if count % rows == 0):
+            columns = count // rows
+            if columns * cell * height <= rows * cell * width:  # as wide as the grid
+                scale = columns * cell / width
+            else:
+                scale = rows * cell / height
+            shown = min(int(width * scale) * int(height * scale), width * height)
+            if (shown, -count) > best_key:
+                best, best_key = (rows, columns), (shown, -count)
+    return best
+
+
+def sliced_grid(width: int, height: int, cell: int, max_tiles: int) -> tuple[int, int]:
+    """(rows, columns) by MiniCPM's rule."""
+    full = -(-width * height // cell**2)
+    if min(full, max_tiles) <= 1:
+        return (1, 1)
+    wanted, found = min(full, max_tiles), []
+    for count in range(wanted - 1, wanted + 2):
+        for columns in range(1, count + 1):
+            rows, rest = divmod(count, columns)
+            if 2 <= count <= max_tiles and rest == 0:
+                error = abs(math.log(width / height) - math.log(columns / rows))
+                found.append((error, len(found), (rows, columns)))
+    return min(found)[2]
+
+
+RULES = {"aspect": closest_grid, "resolution": fullest_grid, "slices": sliced_grid}
+
+
 def shuffle_pixels(features: Tensor, side: int) -> Tensor:
     """Each token is four neighbouring patches: upper left, upper right, lower left, lower right."""
     tokens = []
@@ -188,9 +269,14 @@ def shuffle_pixels(features: Tensor, side: int) -> Tensor:
 
 
 def stitch(features: Tensor, grid: tuple[int, int], side: int, margin: int, mode: str) -> Tensor:
-    """The core tokens of each tile; in mode `mean` averaged over all tiles that saw the place."""
+    """The core tokens of each tile; in mode `mean` averaged over all tiles that saw the place.
+
+    In mode `pool` each is the mean of all patches that its part of the tile touches.
+    """
     if mode == "none":  # the tower saw the cores alone
         return features
+    if mode == "pool":
+        return pool(features, side, side - 2 * margin)
     core, (rows, columns) = side - 2 * margin, grid
     seen: dict[tuple[int, int], list[Tensor]] = {}  # place in the whole picture -> features
     for tile in range(rows * columns):
@@ -210,3 +296,22 @@ def stitch(features: Tensor, grid: tuple[int, int], side: int, margin: int, mode
                     tokens.append(features[tile, (r + margin) * side + c + margin])
         stitched.append(torch.stack(tokens))
     return torch.stack(stitched)
+
+
+def pool(features: Tensor, side: int, core: int) -> Tensor:
+    """side * side patches to core * core tokens; lengths in parts of a patch and of a token."""
+
+    def touches(patch: int, token: int) -> bool:
+        return patch * core < (token + 1) * side and (patch + 1) * core > token * side
+
+    tokens = []
+    for row in range(core):
+        for column in range(core):
+            patches = [
+                features[:, r * side + c]
+                for r in range(side)
+                for c in range(side)
+                if touches(r, row) and touches(c, column)
+            ]
+            tokens.append(torch.stack(patches).mean(dim=0))
+    return torch.stack(tokens, dim=1)

@@ -39,7 +39,7 @@ def test_text_alone_is_answered(any_flash):
     assert isinstance(any_flash.chat(None, user(), max_new_tokens=3), str)
 
 
-@pytest.mark.parametrize("stitching", ["trim", "mean", "none"])
+@pytest.mark.parametrize("stitching", ["trim", "mean", "none", "pool"])
 def test_every_stitching_mode_answers(stitching):
     flash = tiny_model(stitching=stitching)
     answer = flash.chat(picture(), user(), max_new_tokens=3)

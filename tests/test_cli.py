@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import shlex
 import signal
 import subprocess
@@ -31,6 +32,7 @@ COMMANDS = (
     "train",
     "score",
     "evaluate",
+    "settle",
 )
 
 
@@ -139,6 +141,8 @@ def test_bad_input_is_one_line_and_exit_code_2(taught, arguments, said, capsys):
         (["chat", "--unknown", "a"], "--unknown"),
         (["download"], "REPOSITORY"),
         (["download", "no/such/name"], "no/such/name"),
+        (["train", "--out=--"], "--"),
+        (["score", "--scenes=--"], "--scenes"),
     ],
 )
 def test_bad_arguments_are_one_line_and_exit_code_2(arguments, said, capsys):
@@ -176,6 +180,18 @@ def test_interruption_ends_without_a_traceback(taught, capsys, monkeypatch):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_nor_does_torch_that_stumbles_over_it(taught, capsys, monkeypatch):
+    def interrupted(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("a stack is empty")
+
+    monkeypatch.setattr("flashvl.tools.chat.read_line", interrupted)
+    assert main(["chat", "--model", taught]) == 130
+    assert "stack" not in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_no_error(taught):
     command = f"{sys.executable} -m flashvl chat --model {taught} hello | head -c 0"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
@@ -202,6 +218,15 @@ def shell(command: str, **options) -> subprocess.CompletedProcess:
 def test_no_standard_stream_ends_an_answer_in_a_traceback(taught, ending, code, said):
     done = shell(f"flashvl chat --model {taught} hello {ending}")
     assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("command", ["flashvl --help", "flashvl chat --help"])
+def test_nor_does_it_end_the_help(command):
+    buffered = os.environ | {"PYTHONUNBUFFERED": ""}
+    full = shell(f"{command} > /dev/full", env=buffered)
+    assert (full.returncode, full.stderr) == (2, b"flashvl: No space left on device\n")
+    gone = shell(f"{command} | true; exit ${{PIPESTATUS[0]}}", env=buffered)
+    assert (gone.returncode, gone.stderr) == (0, b"")
 
 
 def test_an_error_goes_nowhere_but_to_standard_error(taught):

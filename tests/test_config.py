@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny import PUBLISHED, tiny_published
 
 from flashvl import FlashVLConfig, FlashVLModel
+from flashvl.assumptions import FIELDS, alternatives_of
 from flashvl.checkpoint.hub import published_models
 from flashvl.errors import ConfigError
 from flashvl.reading import MAX_INTEGER
@@ -56,6 +57,7 @@ def test_the_published_models_have_the_numbers_of_the_paper():
 @pytest.mark.parametrize("kind", PUBLISHED)
 def test_to_dict_and_from_dict_are_inverse(kind):
     assumptions = {"max_tiles": 3, "system": "答", "slice_markers": ["a", "b"], "thumbnail": False}
+    assumptions |= {"grid": "slices", "tile_order": "columns", "image_place": "text"}
     published = tiny_published(kind, **assumptions)
     published["llm_config"]["use_cache"] = True
     published["auto_map"] = {"AutoModel": "code.py"}
@@ -92,6 +94,54 @@ def test_the_file_that_was_read_is_not_changed_and_not_shared():
     assert published == before
     published["vision_config"]["note"] = "later"
     assert "note" not in config.to_dict()["vision_config"]
+
+
+def test_the_default_of_a_field_is_its_first_alternative():
+    assert set(read(tiny_published()).assumptions) == set(FIELDS)
+    for kind in PUBLISHED:
+        stated = read(tiny_published(kind)).assumptions
+        for name in FIELDS:
+            if name not in ("max_tiles", "tensor_prefix"):
+                assert stated[name] == FIELDS[name].alternatives[0].value, name
+
+
+def test_every_alternative_can_be_stated_and_survives():
+    for name in FIELDS:
+        for one in alternatives_of(name, layers=2):
+            config = read(tiny_published(**{name: one.value}))
+            assert config.assumptions[name] == one.value
+            assert read(json.loads(json.dumps(config.to_dict()))) == config
+            assert read(tiny_published()).with_assumptions({name: one.value}) == config
+    assert [one.value for one in alternatives_of("feature_layer", 24)] == [-1, 23, 22]
+    assert [one.value for one in alternatives_of("feature_layer", 1)] == [-1, 0]
+
+
+@pytest.mark.parametrize(
+    ("stated", "fields"),
+    [
+        ({"thumbnail": True}, {"thumbnail": "last"}),
+        ({"thumbnail": False}, {"thumbnail": "none"}),
+        ({"slice_markers": None}, {"slice_markers": "none"}),
+        ({"slice_markers": ["a", "b"]}, {"slice_markers": ("a", "b")}),
+        ({"feature_layer": -1, "padding": "edge"}, {"feature_layer": -1, "padding": "edge"}),
+        ({"system": ""}, {"system": ""}),
+        ({"system": False}, {"system": None}),
+    ],
+)
+def test_what_older_configs_state_means_what_it_meant(stated, fields):
+    config = read(tiny_published(**stated))
+    for name, value in fields.items():
+        assert getattr(getattr(config, FIELDS[name].part), name) == value
+
+
+def test_other_assumptions_leave_all_else_as_it_is():
+    preprocessor = {"resample": 1, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    config = read(tiny_published(stitching="mean")).with_preprocessor(preprocessor)
+    assert config.with_assumptions({}) == config
+    other = config.with_assumptions({"padding": "edge"})
+    assert other.tiler == dataclasses.replace(config.tiler, padding="edge")
+    with pytest.raises(ConfigError, match="unknown key"):
+        config.with_assumptions({"tiles": 4})
 
 
 def test_a_config_cannot_be_changed_in_place():
@@ -193,7 +243,16 @@ REFUSED = [
     ("assumptions.tiles", 4, "tiles"),
     ("assumptions.max_tiles", 0, "max_tiles"),
     ("assumptions.max_tiles", 10**6, "max_tiles"),
-    ("assumptions.stitching", "glue", "trim, mean, none"),
+    ("assumptions.stitching", "glue", "trim, mean, none, pool"),
+    ("assumptions.grid", "square", "aspect, resolution, slices"),
+    ("assumptions.thumbnail", "middle", "last, first, none"),
+    ("assumptions.thumbnail", [], "last, first, none"),
+    ("assumptions.tile_order", "spiral", "spiral"),
+    ("assumptions.image_place", {"line": 1}, "line, text"),
+    ("assumptions.slice_markers", "<|im_end|>", "none, tile, picture"),
+    ("assumptions.slice_markers", True, "slice_markers"),
+    ("assumptions.system", True, "system"),
+    ("assumptions.padding", ["edge"], "constant, edge"),
     ("assumptions.padding", 0, "padding"),
     ("assumptions.thumbnail", 1, "thumbnail"),
     ("assumptions.token_order", "spiral", "spiral"),

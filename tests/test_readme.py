@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 from test_house import ARROWS
 
 from flashvl import FlashVL, FlashVLConfig, FlashVLModel
+from flashvl.assumptions import TABLE, Alternative
 from flashvl.checkpoint.hub import published_models
 from flashvl.cli import build_parser, main
-from flashvl.config import ASSUMPTIONS
+from flashvl.tools.settle.answers import read_answers
+from flashvl.tools.settle.measure import Measure
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHELL = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+SHELL_BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+SHELL = SHELL_BLOCK.findall(README)
 PAGES = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.md"), *(ROOT / "weights").rglob("*.md")]
 
 
@@ -34,15 +38,26 @@ def test_the_first_command_prints_what_the_readme_shows(capsys, monkeypatch):
 
 
 def test_the_commands_are_understood():
-    """All of the list, the one after it, and that every command is in the list."""
-    blocks = [one for one in SHELL if one.startswith("flashvl")]
-    lines = [line for block in blocks for line in block.splitlines()]
-    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    """Those of every page; and every command is in the README's list."""
     parser = build_parser()
-    for arguments in commands:
-        assert parser.parse_args(arguments).module
-    (known,) = (action.choices for action in parser._actions if action.choices)
-    assert {arguments[0] for arguments in commands} == set(known)
+    for page in PAGES:
+        commands = commands_of(page.read_text(encoding="utf-8"))
+        for arguments in commands:
+            assert parser.parse_args(arguments).module
+        if page.name == "README.md" and page.parent == ROOT:
+            (known,) = (action.choices for action in parser._actions if action.choices)
+            assert {arguments[0] for arguments in commands} == set(known)
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The arguments of `flashvl` and `torchrun ... -m flashvl` in a page's blocks of the shell."""
+    lines = [line for block in SHELL_BLOCK.findall(page) for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines if "&&" not in line]
+    return [
+        one[one.index("flashvl") + 1 :]
+        for one in words
+        if one[:1] == ["flashvl"] or (one[:1] == ["torchrun"] and "flashvl" in one)
+    ]
 
 
 def test_the_table_of_folders_is_the_house_from_the_bottom_up():
@@ -55,10 +70,42 @@ def test_the_table_of_folders_is_the_house_from_the_bottom_up():
         assert all(listed.index(below) < floor for below in ARROWS[name]), name
 
 
-def test_every_assumption_is_in_the_table():
-    table = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
-    for field in ASSUMPTIONS:
-        assert f"`{field}`" in table
+def test_the_page_of_assumptions_is_the_table_of_the_code():
+    """Row by row: what, default, alternatives, how sure, field, source, what settles it."""
+
+    def shown(one: Alternative) -> str:
+        value = json.dumps(one.value) if isinstance(one.value, bool) else one.value
+        return f"`{value}` {one.meaning}".rstrip()
+
+    wanted = []
+    for one in TABLE:
+        default, others = one.default, one.alternatives
+        if not default:
+            default, others = shown(others[0]), others[1:]
+        others = "; ".join(map(shown, others))
+        others = "`1` to `12`" if one.name == "max_tiles" else others
+        field = one.place or (f"`{one.name}`" if one.part else "")
+        cells = (one.what, default, others, one.sure, field, one.source, one.settled_by)
+        wanted.append(f"| {' | '.join(cells)} |")
+    page = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\|.*\|$", page, re.MULTILINE)[2:] == wanted
+
+
+def test_the_lines_that_record_answers_do(tmp_path, monkeypatch):
+    """Those of the page of assumptions, with nano in the published code's place."""
+    page = (ROOT / "weights" / "ASSUMPTIONS.md").read_text(encoding="utf-8")
+    nano = FlashVL.from_pretrained("nano", "cpu")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(nano.folder / "pictures" / "red-ring-and-green-cross.jpg", f"pictures/{name}")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1), {"model": nano})
+    samples = read_answers(tmp_path / "answers.jsonl", nano.tokenizer)
+    assert len(samples) == 6
+    assert samples[0].conversations[0][1] == "a red ring and a green cross"
+    assert samples[5].picture == tmp_path / "pictures" / "b.jpg"
+    measured = [Measure(nano, ends=False)(one, {}) for one in samples]
+    assert all(one.likeliest == one.tokens for one in measured)
 
 
 def test_every_published_model_is_named():

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import FlashVLConfig
 from ..errors import ConfigError
 from ..input.tokenizer import Tokenizer
-from ..reading import MAX_CONFIG_BYTES, copy_of, is_integer, read_json, shown
+from ..reading import MAX_CONFIG_BYTES, copy_of, is_integer, read_json, read_path, shown
 from ..storage import is_there
 from .files import Headers
 
@@ -20,17 +20,30 @@ POSITIONS_AND_PATCHES = {
 }
 
 
-def read_config(
-    folder: Path, headers: Headers, assumptions: Mapping[str, Any] | None = None
-) -> FlashVLConfig:
+Assumptions = Mapping[str, Any] | str | Path | None  # names and values, or a JSON file of them
+
+
+def read_assumptions(assumptions: Assumptions) -> Mapping[str, Any]:
+    """Values of fields of assumptions.py, out of a JSON file if it is one. Raises `ConfigError`."""
+    if assumptions is None or isinstance(assumptions, Mapping):
+        return assumptions or {}
+    if not isinstance(assumptions, str | Path):
+        raise ConfigError(
+            "assumptions must be a dict of names and values, or a JSON file of one, found "
+            f"{shown(assumptions)}"
+        )
+    file = read_path(assumptions, "file of assumptions", ConfigError)
+    if not is_there(file):
+        raise ConfigError(f"there is no file {shown(str(file))}; check the path of the assumptions")
+    return read_json(file, max_bytes=MAX_CONFIG_BYTES)
+
+
+def read_config(folder: Path, headers: Headers, assumptions: Assumptions = None) -> FlashVLConfig:
     """The folder's config; what the tensors say replaces what config.json says.
 
     `assumptions` override both. Raises `ConfigError`.
     """
-    if not isinstance(assumptions, Mapping | None):
-        raise ConfigError(
-            f"assumptions must be a dict of names and values, found {shown(assumptions)}"
-        )
+    assumptions = read_assumptions(assumptions)
     stated = read_json(folder / "config.json", max_bytes=MAX_CONFIG_BYTES)
     published = fit_to_tensors(stated, headers)
     if assumptions and isinstance(published["assumptions"], dict):

@@ -16,6 +16,7 @@ from .. import storage
 from ..chat import FlashVL
 from ..checkpoint.files import tensor_files
 from ..checkpoint.hub import find_model, published_models
+from ..device import peak_bytes
 from ..errors import ArgumentError, FlashVLError, TableError
 from ..reading import one_line, read_json
 from ..terminal import end_progress, show_progress, table
@@ -26,7 +27,7 @@ from .prompts import prompt_of
 from .runner import Processes, Runner, bundles, processes
 from .scores import Predictions, Score, card, score
 from .sets import SETS, find_table, name_of
-from .tables import MISSING, Row, Table, read_predictions
+from .tables import MISSING, Table, TableRow, read_predictions
 
 
 def run(options: argparse.Namespace) -> None:
@@ -86,6 +87,7 @@ def _evaluate(options: argparse.Namespace, together: Processes) -> tuple[dict[st
             together.device(options.device),
             options.dtype,
             options.revision,
+            options.assumptions,
             quantize=options.quantize,
         )
         model = os.path.basename(os.path.abspath(options.model)) or "model"
@@ -113,7 +115,7 @@ def _evaluate(options: argparse.Namespace, together: Processes) -> tuple[dict[st
 def _answer(
     runner: Runner,
     name: str,
-    rows: Sequence[Row],
+    rows: Sequence[TableRow],
     answers: Answers,
     options: argparse.Namespace,
     together: Processes,
@@ -138,10 +140,27 @@ def _answer(
             text = f"{ready}/{total}, {speed * together.count:.1f} rows/s, {left:.0f} min left"
             show_progress(f"{name} {text}{so_far}", ready / total)
     end_progress()
+    if together.rank == 0 and ready > before:
+        _tell_of_the_run(name, ready - before, time.monotonic() - start, runner, together)
+
+
+def _tell_of_the_run(
+    name: str, rows: int, seconds: float, runner: Runner, together: Processes
+) -> None:
+    """One line: how many rows this process answered, how fast, and in how much memory."""
+    whose = f"; this is the first of {together.count} processes" if together.count > 1 else ""
+    memory = ""
+    with suppress(ImportError):  # Windows does not tell it
+        memory = f", {peak_bytes(runner.device) / 1e9:.2f} GB of memory at most"
+    print(
+        f"{name}: {rows} rows in {seconds / 60:.1f} minutes, {rows / seconds:.1f} a second"
+        f"{memory}{whose}",
+        file=sys.stderr,
+    )
 
 
 def _score_so_far(
-    name: str, rows: Sequence[Row], answers: Answers, options: argparse.Namespace
+    name: str, rows: Sequence[TableRow], answers: Answers, options: argparse.Namespace
 ) -> str:
     there = [row for row in rows if row.index in answers.by_index]
     try:
@@ -151,7 +170,7 @@ def _score_so_far(
     return f", {figure:.1f}" if isinstance(figure, int | float) else ""
 
 
-def _write(name: str, rows: Sequence[Row], answers: Answers, out: Path) -> Predictions:
+def _write(name: str, rows: Sequence[TableRow], answers: Answers, out: Path) -> Predictions:
     """Writes the predictions as files, and tells of rows without one."""
     if any(row.index not in answers.by_index for row in rows):
         raise ArgumentError(f"{out} lacks answers; all processes must write to the same folder")
@@ -164,13 +183,13 @@ def _write(name: str, rows: Sequence[Row], answers: Answers, out: Path) -> Predi
     return predictions
 
 
-def _predictions(rows: Sequence[Row], answers: Answers) -> Predictions:
+def _predictions(rows: Sequence[TableRow], answers: Answers) -> Predictions:
     """As the kit reads them from a file, where some texts are missing cells."""
     said = ((row, answers.by_index[row.index].prediction) for row in rows)
     return [(row, None if text in MISSING else text) for row, text in said]
 
 
-def _text_of(name: str) -> Callable[[Row], str]:
+def _text_of(name: str) -> Callable[[TableRow], str]:
     """What is asked about a row; nano knows nothing but the plain questions of its world."""
     if name == nano_set.NAME:
         return lambda row: row.question
@@ -235,7 +254,7 @@ def _settings(flash: FlashVL, options: argparse.Namespace) -> dict[str, str | No
         "dtype": f"{flash.model.dtype}, {flash.model.activation_dtype}".replace("torch.", ""),
         "quantize": options.quantize,
         "reencode": options.reencode,
-    }
+    } | ({"assumptions": json.dumps(flash.config.assumptions)} if options.assumptions else {})
 
 
 @contextmanager

@@ -7,12 +7,12 @@ from string import ascii_uppercase
 
 from ..errors import TableError
 from .sets import SETS, SHORT
-from .tables import Row
+from .tables import TableRow
 
 _CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
-def prompt_of(set_name: str, row: Row) -> str:
+def prompt_of(set_name: str, row: TableRow) -> str:
     """The user's turn for a row. Raises `TableError`, also for a row that cannot be asked.
 
     A set of one's own is asked like the others of its form: rows with options by letter, the rest
@@ -34,13 +34,13 @@ def prompt_of(set_name: str, row: Row) -> str:
     return _choice(row, options)
 
 
-def options_of(row: Row) -> dict[str, str]:
+def options_of(row: TableRow) -> dict[str, str]:
     """The options that are not missing, by their letters."""
     cells = ((letter, row.fields.get(letter)) for letter in ascii_uppercase)
     return {letter: cell for letter, cell in cells if cell is not None}
 
 
-def _choice(row: Row, options: dict[str, str]) -> str:
+def _choice(row: TableRow, options: dict[str, str]) -> str:
     hint = row.fields.get("hint")
     lines = [] if hint is None else [hint]
     lines += [row.question, *(f"{letter}. {text}" for letter, text in options.items())]

@@ -28,26 +28,33 @@ from ..input.processor import Prompt
 from ..model.cache import KVCache
 from ..reading import one_line
 from .answers import Answer
-from .tables import Row, Table
+from .prompts import options_of
+from .tables import Table, TableRow
 
 SAMPLING = Sampling(max_new_tokens=512)
 
 
-def bundles(rows: Sequence[Row], batch: int) -> list[list[Row]]:
+def bundles(rows: Sequence[TableRow], batch: int) -> list[list[TableRow]]:
     """Rows by their pictures, in lists that different processes may answer.
 
-    A list has at most `batch` rows, or all rows of one picture if they are more.
+    A list has at most `batch` rows, or all rows of one picture if they are more. Long questions
+    come last and together, for in a batch every row is padded to the longest.
     """
-    groups: dict[tuple[str | None, int | None], list[Row]] = {}
+    groups: dict[tuple[str | None, int | None], list[TableRow]] = {}
     for number, row in enumerate(rows):
         key = (row.picture, number if row.picture is None else None)
         groups.setdefault(key, []).append(row)
-    packed: list[list[Row]] = []
-    for group in groups.values():
+    packed: list[list[TableRow]] = []
+    for group in sorted(groups.values(), key=lambda group: max(map(_length, group))):
         if not packed or len(packed[-1]) + len(group) > batch:
             packed.append([])
         packed[-1] += group
     return packed
+
+
+def _length(row: TableRow) -> int:
+    """Of what is asked, in characters, roughly."""
+    return len(row.question) + sum(map(len, options_of(row).values()))
 
 
 class Runner:
@@ -58,14 +65,22 @@ class Runner:
     """
 
     def __init__(
-        self, flash: FlashVL, table: Table, text_of: Callable[[Row], str], reencode: bool = True
+        self,
+        flash: FlashVL,
+        table: Table,
+        text_of: Callable[[TableRow], str],
+        reencode: bool = True,
     ) -> None:
         self._flash, self._table, self._text_of = flash, table, text_of
         self._reencode = reencode and "image" in table.columns
         self._shown: _Shown | None = None
 
+    @property
+    def device(self) -> torch.device:
+        return self._flash.model.device
+
     def answer(
-        self, rows: Sequence[Row], batch: int, done: Container[str] = ()
+        self, rows: Sequence[TableRow], batch: int, done: Container[str] = ()
     ) -> Iterator[list[Answer]]:
         """The answers of at most `batch` rows at a time, in the order of the rows.
 
@@ -79,7 +94,7 @@ class Runner:
                     answers = self._answer_together(left)
                 yield answers
 
-    def _answer_together(self, rows: Sequence[Row]) -> list[Answer]:
+    def _answer_together(self, rows: Sequence[TableRow]) -> list[Answer]:
         read: dict[str, generation.Row] = {}
         errors: dict[str, FlashVLError] = {}
         for number, row in enumerate(rows, 1):
@@ -102,7 +117,7 @@ class Runner:
             for row in rows
         ]
 
-    def _read(self, row: Row, number: int) -> generation.Row:
+    def _read(self, row: TableRow, number: int) -> generation.Row:
         """Reads a row's question on top of its picture, which may have been read already.
 
         Raises as `chat`, and `TableError`.
@@ -135,13 +150,13 @@ class Runner:
     def _text(self, ids: Sequence[int]) -> str:
         return "".join(generation.whole_characters(iter(ids), self._flash.tokenizer))
 
-    def _load(self, row: Row) -> ImageLike | None:
+    def _load(self, row: TableRow) -> ImageLike | None:
         if row.picture is None:
             return None
         return load_picture(self._table.picture(row), self._reencode)
 
 
-def _named(row: Row, error: FlashVLError) -> str:
+def _named(row: TableRow, error: FlashVLError) -> str:
     """What is wrong with a row, as one line that names it."""
     text = str(error)
     return text if text.startswith(row.place) else str(FlashVLError(f"{row.place}: {text}"))

@@ -16,7 +16,7 @@ from ..config import MODEL_KINDS
 from ..errors import ArgumentError, TableError
 from .prompts import options_of
 from .sets import SETS
-from .tables import Row
+from .tables import TableRow
 
 RULES = ("2025", "head")
 
@@ -24,7 +24,7 @@ RULES = ("2025", "head")
 # yes and no and for mathematics, counts for OCRBench. A table with a column `split` has a part
 # for each split.
 Score = dict[str, "float | dict[str, float]"]
-Predictions = Sequence[tuple[Row, "str | None"]]
+Predictions = Sequence[tuple[TableRow, "str | None"]]
 
 _NO_ANSWER = "Failed to obtain answer via API"
 _REFUSALS = (
@@ -179,7 +179,7 @@ def _rotations(rows: Predictions, rules: str) -> Score:
     return {"score": 100 * _share(right for _, right in rights), **_by_category(rights)}
 
 
-def _by_category(rights: Sequence[tuple[Row, bool]]) -> Score:
+def _by_category(rights: Sequence[tuple[TableRow, bool]]) -> Score:
     """Shares over all, each l2-category and each category; in parts if there are splits."""
     splits = dict.fromkeys(row.fields.get("split") for row, _ in rights)
     parts: Score = {}
@@ -236,7 +236,7 @@ def _figures_and_questions(rows: Predictions) -> Score:
     return parts
 
 
-def _three(rights: Sequence[tuple[Row, bool]]) -> dict[str, float]:
+def _three(rights: Sequence[tuple[TableRow, bool]]) -> dict[str, float]:
     figures: dict[tuple[str | None, str, str], list[bool]] = defaultdict(list)
     questions: dict[tuple[str | None, str, str], list[bool]] = defaultdict(list)
     for row, right in rights:
@@ -290,7 +290,7 @@ def _math(rows: Predictions, rules: str) -> Score:
     return {"score": shares["Overall"], **shares}
 
 
-def _math_right(row: Row, prediction: str, rules: str) -> bool:
+def _math_right(row: TableRow, prediction: str, rules: str) -> bool:
     if row.fields.get("question_type") == "multi_choice":
         options = dict(zip(ascii_uppercase, map(str, _list(row, "choices"))))
         letter = letter_of(prediction, options, rules)
@@ -330,14 +330,14 @@ def _own(rows: Predictions, rules: str) -> Score:
     }
 
 
-def _needed(row: Row, column: str) -> str:
+def _needed(row: TableRow, column: str) -> str:
     cell = row.fields.get(column)
     if cell is None:
         raise TableError(f"{row.place} has no {column}")
     return cell
 
 
-def _list(row: Row, column: str) -> list[object]:
+def _list(row: TableRow, column: str) -> list[object]:
     """A cell that holds a Python list; a single value is a list of one."""
     cell = _needed(row, column)
     try:

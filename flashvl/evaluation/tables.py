@@ -41,7 +41,7 @@ MAX_COLUMNS = 16384  # of an xlsx file
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A question. `fields` are all columns but `image`; None is a missing cell.
 
     Rows with equal `picture` show the same picture; None: the row shows none. `place` names file
@@ -86,7 +86,7 @@ class Table:
         if not self._pictures:
             raise TableError(f"{path} has no rows")
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[TableRow]:
         """The rows in their order; those whose `image` is missing are left out, as the kit does."""
         lines = _tsv(self.path)
         next(lines)
@@ -103,9 +103,9 @@ class Table:
                 picture = self._pictures.get(points_at) or points_at
             question = fields.get("question") or ""
             place = f"{self.path}, row {number} (index {index})"
-            yield Row(index, question, fields, picture, place)
+            yield TableRow(index, question, fields, picture, place)
 
-    def picture(self, row: Row) -> bytes:
+    def picture(self, row: TableRow) -> bytes:
         """The contents of the picture file of a row. Raises `ImageError`, naming file and row."""
         if row.picture is None:
             raise ImageError(f"{row.place} has no picture")
@@ -141,7 +141,7 @@ class Table:
             return None
         return None if cells[self._image] in MISSING else cells[self._image]
 
-    def _read_path(self, row: Row, path: str) -> bytes:
+    def _read_path(self, row: TableRow, path: str) -> bytes:
         """A file beside the table, or where the kit unpacks pictures: images/NAME."""
         folder = Path(os.path.abspath(self.path.parent))
         for base in (folder, folder / "images" / self.name):
@@ -158,11 +158,11 @@ class Table:
         raise ImageError(f"{row.place}: there is no file {path} in {folder} or its images")
 
 
-def read_predictions(path: Path) -> list[tuple[Row, str | None]]:
+def read_predictions(path: Path) -> list[tuple[TableRow, str | None]]:
     """A table of predictions, TSV or xlsx: its rows and what was answered. Raises `TableError`."""
     rows = _xlsx(path) if path.suffix == ".xlsx" else _tsv(path)
     columns = _header(path, rows, "index", "prediction")
-    predictions: list[tuple[Row, str | None]] = []
+    predictions: list[tuple[TableRow, str | None]] = []
     seen = set()
     for number, _, cells in rows:
         fields = _fields(columns, cells)
@@ -174,7 +174,7 @@ def read_predictions(path: Path) -> list[tuple[Row, str | None]]:
             raise TableError(f"{path}, row {number} has the index {shown(index)} a second time")
         seen.add(index)
         place = f"{path}, row {number} (index {index})"
-        row = Row(index, fields.get("question") or "", fields, place=place)
+        row = TableRow(index, fields.get("question") or "", fields, place=place)
         predictions.append((row, prediction))
     if not predictions:
         raise TableError(f"{path} has no rows")

@@ -20,7 +20,7 @@ from ..errors import ArgumentError
 from ..generation.generate import LAST, BeginDecode, DecodeStep
 from ..model.cache import KVCache
 from ..model.network import FlashVLModel
-from .int8 import PackedInt8Linear
+from .quantized import is_packed
 
 MIN_CAPACITY = 1024
 COMPILERS = {"darwin": "clang++", "win32": "cl"}  # others g++
@@ -33,11 +33,11 @@ def compile_model(model: FlashVLModel) -> BeginDecode:
     """Compiles tower and decoder in place, each at its first use -> how to decode.
 
     What was compiled is kept on disk, in $TORCHINDUCTOR_CACHE_DIR or the user's cache folder.
-    Raises `ArgumentError` for weights in fbgemm's packed form, of which no graph can be made, and
-    where there is no compiler.
+    Raises `ArgumentError` for quantized weights packed for a CPU, of which no graph can be made,
+    and where there is no compiler.
     """
-    if any(isinstance(module, PackedInt8Linear) for module in model.modules()):
-        raise ArgumentError("int8 weights on a CPU cannot be compiled; use one of the two")
+    if is_packed(model):
+        raise ArgumentError("quantized weights on a CPU cannot be compiled; use one of the two")
     compiler = os.environ.get("CXX") or COMPILERS.get(sys.platform, "g++")
     if shutil.which(compiler.split()[0]) is None:
         raise ArgumentError(f"torch.compile needs a C++ compiler, found no {compiler}; install one")

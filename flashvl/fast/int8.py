@@ -1,4 +1,4 @@
-"""int8 weights for the decoder: half the bytes of bfloat16, so decode reads half as much.
+"""int8 weights: half the bytes of bfloat16.
 
 Weight-only, symmetric, one scale for each output channel: weight = int8 * scale, scale the
 channel's largest weight / 127. What goes in and comes out keeps its dtype.
@@ -12,20 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..model.layers import replace_linears
-from ..model.network import FlashVLModel
-
 # Activations are cut into two parts of -63 to 63. That is 7 bits: fbgemm adds products up in pairs
 # of 16 bits, which 8 bits can overflow.
 LEVELS = 63
 CHANNELS = 1024  # that are quantized at a time
-
-
-def quantize_decoder(model: FlashVLModel) -> None:
-    """Replaces, in place, every linear map of a model's decoder and its head by an int8 one."""
-    decoder = model.decoder
-    packs = decoder.embedding.weight.device.type == "cpu" and has_fbgemm()
-    replace_linears(decoder, PackedInt8Linear if packs else Int8Linear)
 
 
 def has_fbgemm() -> bool:
@@ -33,10 +23,6 @@ def has_fbgemm() -> bool:
     # The private function alone takes weights that are int8 already.
     makes_quantized = hasattr(torch, "_make_per_channel_quantized_tensor")
     return makes_quantized and "fbgemm" in torch.backends.quantized.supported_engines
-
-
-def is_quantized(model: FlashVLModel) -> bool:
-    return any(isinstance(module, Int8Linear | PackedInt8Linear) for module in model.modules())
 
 
 def to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from .sampling import Sampling, next_token
 
 LAST = slice(-1, None)  # of a row's tokens
 NOT_FINITE = -1  # in the place of a token's id
+CHARACTER_TOKENS = 4  # at most, for UTF-8 has as many bytes
 
 # Reads tokens (B, 1) into a cache -> logits after them (B, V). `begin_decode` binds the cache.
 DecodeStep = Callable[[Tensor], Tensor]
@@ -195,6 +196,13 @@ def whole_characters(ids: Iterator[int], tokenizer: Tokenizer) -> Iterator[str]:
         if text and not text.endswith("\ufffd"):
             yield text
             waiting = []
+        elif len(waiting) > CHARACTER_TOKENS:  # a broken one: what came before it need not wait
+            for rest in range(1, CHARACTER_TOKENS):
+                before = tokenizer.decode(waiting[:-rest])
+                if before and before + tokenizer.decode(waiting[-rest:]) == text:
+                    yield before
+                    waiting = waiting[-rest:]
+                    break
     if waiting and (text := tokenizer.decode(waiting)):
         yield text
 

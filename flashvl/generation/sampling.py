@@ -69,10 +69,11 @@ def next_token(
     """logits (B, V), seen ids (B, T) -> ids (B, 1). Computes in float32."""
     logits = logits.float()
     if sampling.repetition_penalty != 1.0:
-        logits = penalize(logits, seen, sampling.repetition_penalty)
+        logits = penalize(logits, seen, float(sampling.repetition_penalty))
     if not sampling.do_sample:
         return logits.argmax(dim=-1, keepdim=True)
-    logits = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature  # no overflow to inf
+    logits = logits - logits.amax(-1, keepdim=True)  # no overflow to inf
+    logits = logits / float(sampling.temperature)  # torch takes no integer above 2**63
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..assumptions import PLACEHOLDERS
 from ..config import TILE_NEXT, TILE_START, PromptConfig
 from ..errors import MessageError
 from ..reading import lone_surrogate, one_line, shown
@@ -33,12 +34,13 @@ def encode_messages(
 ) -> list[int]:
     """A conversation -> ids of the prompt, up to where the assistant's answer begins.
 
-    With `tiles` > 0 the picture's places stand in the first user turn, before its text and a
-    line break. With `context`, tokens that a model reads at most, no more messages than that are
-    read, and no more characters than `MAX_CHARACTERS_PER_TOKEN` for each. Raises `MessageError`.
+    With `tiles` > 0 the picture's places stand in the first user turn, before its text and a line
+    break, which the config's `image_place` "text" leaves out. With `context`, tokens that a model
+    reads at most, no more messages than that are read, and no more characters than
+    `MAX_CHARACTERS_PER_TOKEN` for each. Raises `MessageError`.
     """
     turns = read_messages(messages, context)
-    if turns[0]["role"] != "system":
+    if turns[0]["role"] != "system" and config.system is not None:
         turns = [{"role": "system", "content": config.system}, *turns]
     if context is not None:
         _check_length(turns, context)
@@ -52,19 +54,28 @@ def encode_messages(
         ids.append(start)
         if turn["role"] == "user" and places:
             ids += tokenizer.encode("user\n") + places
-            places, text = [], f"\n{turn['content']}"
+            between = "\n" if config.image_place == "line" else ""
+            places, text = [], between + turn["content"]
         ids += [*tokenizer.encode(text), end, *line_break]
     return [*ids, start, *tokenizer.encode("assistant\n")]
 
 
 def picture_ids(
-    tiles: int, tokens_per_tile: int, tokenizer: Tokenizer, markers: tuple[str, str] | None
+    tiles: int, tokens_per_tile: int, tokenizer: Tokenizer, markers: str | tuple[str, str]
 ) -> list[int]:
-    """The ids that stand for a picture: for each tile -200 and then -201 for all its tokens."""
+    """The ids that stand for a picture: for each tile -200 and then -201 for all its tokens.
+
+    `markers` as in `PromptConfig`: the placeholders around each tile or the whole picture, two
+    other control tokens around each tile, or "none".
+    """
     tile = [TILE_START] + [TILE_NEXT] * (tokens_per_tile - 1)
-    if markers:
-        tile = [tokenizer.control_id(markers[0]), *tile, tokenizer.control_id(markers[1])]
-    return tile * tiles
+    if markers == "none" or tiles == 0:
+        return tile * tiles
+    names = PLACEHOLDERS if isinstance(markers, str) else markers
+    first, last = (tokenizer.control_id(name) for name in names)
+    if markers == "picture":
+        return [first, *tile * tiles, last]
+    return [first, *tile, last] * tiles
 
 
 def read_messages(messages: Any, context: int | None = None) -> list[dict[str, str]]:

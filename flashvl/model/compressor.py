@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import adaptive_avg_pool2d, gelu
 
 from ..config import FlashVLConfig, Grid, TilerConfig
 from ..errors import ArgumentError
@@ -33,6 +33,7 @@ class Compressor(nn.Module):
         super().__init__()
         self.tiler = config.tiler
         self.margin = config.stitched_margin
+        self.core_side = config.tiler.core_size // config.vision.patch_size
         self.shuffle = config.compressor.shuffle
         self.token_order = config.compressor.token_order
         width, hidden = config.compressor_input_width, config.compressor.hidden_width
@@ -58,8 +59,13 @@ class Compressor(nn.Module):
                     "grids of the pictures"
                 )
             pictures = zip(x.split(counts), grids)
-            averaged = [average_margins(one, grid, self.margin) for one, grid in pictures]
+            averaged = [
+                average_margins(one, grid, self.margin, order=self.tiler.order(grid))
+                for one, grid in pictures
+            ]
             x = torch.cat(averaged)  # (S, core, core, D)
+        elif self.tiler.stitching == "pool":
+            x = average_windows(x, self.core_side)  # (S, core, core, D)
         else:
             x = trim_margins(x, self.margin)  # (S, core, core, D)
         x = pixel_shuffle(x, self.shuffle)  # (S, rows, columns, factor * factor * D)
@@ -78,7 +84,7 @@ def tiles_of(grids: Sequence[Grid], tiles: int, tiler: TilerConfig) -> list[int]
     if sum(counts) != tiles:
         raise ArgumentError(
             f"there are {tiles} tiles, the grids {shown(list(grids))} have {sum(counts)}"
-            + (", thumbnails included" if tiler.thumbnail else "")
+            + (", thumbnails included" if tiler.thumbnail != "none" else "")
         )
     return counts
 
@@ -101,29 +107,46 @@ def trim_margins(features: Tensor, margin: int) -> Tensor:
     return features[:, margin : side - margin, margin : side - margin]
 
 
-def average_margins(features: Tensor, grid: Grid, margin: int) -> Tensor:
+def average_windows(features: Tensor, core: int) -> Tensor:
+    """The stitching mode `pool`: all patches are averaged down to the core's size.
+
+    Along a side, place i is the mean of the patches from i * side / core, rounded down, to
+    (i + 1) * side / core, rounded up. (S, side, side, D) -> (S, core, core, D).
+    """
+    x = features.permute(0, 3, 1, 2)  # (S, D, side, side)
+    return adaptive_avg_pool2d(x, core).permute(0, 2, 3, 1)  # (S, core, core, D)
+
+
+def average_margins(
+    features: Tensor, grid: Grid, margin: int, order: Sequence[int] | None = None
+) -> Tensor:
     """The stitching mode `mean`: a core token becomes the mean of all that saw its place.
 
     Near a seam the neighbors' margins show the same place; their features are added and divided
-    by how many there are. A thumbnail after the grid's tiles has no neighbors and is trimmed.
+    by how many there are. A thumbnail has no neighbors and is trimmed. `order` is that of the
+    tiles, see `TilerConfig.order`; without it they stand row by row, and the thumbnail after them.
     (S, side, side, D) of one picture -> (S, core, core, D). `margin` in patches.
     """
+    order = range(len(features)) if order is None else order
     rows, columns = grid
-    tiles, side = features[: rows * columns], features.shape[1]
+    side = features.shape[1]
     core = side - 2 * margin
     height, width = rows * core + 2 * margin, columns * core + 2 * margin
     total = features.new_zeros(height, width, features.shape[-1])
     count = features.new_zeros(height, width, 1)
-    for index, tile in enumerate(tiles):  # tile: (side, side, D)
-        top, left = index // columns * core, index % columns * core
+    for tile, number in zip(features, order):  # tile: (side, side, D)
+        if number == rows * columns:  # the thumbnail
+            continue
+        top, left = number // columns * core, number % columns * core
         total[top : top + side, left : left + side] += tile
         count[top : top + side, left : left + side] += 1
     mean = (total / count)[margin : height - margin, margin : width - margin]  # (rows * core, ...)
     mean = mean.unflatten(1, (columns, core))  # (rows * core, columns, core, D)
     mean = mean.unflatten(0, (rows, core))  # (rows, core, columns, core, D)
     mean = mean.transpose(1, 2).flatten(0, 1)  # (rows * columns, core, core, D)
-    thumbnail = trim_margins(features[rows * columns :], margin)  # (0 or 1, core, core, D)
-    return torch.cat((mean, thumbnail))  # (S, core, core, D)
+    places = [place for place, number in enumerate(order) if number == rows * columns]
+    thumbnail = trim_margins(features[places], margin)  # (0 or 1, core, core, D)
+    return torch.cat((mean, thumbnail))[list(order)]  # (S, core, core, D)
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:

@@ -33,7 +33,7 @@ WEIGHTS = {
     "presence": 0.7,
     "absent": 0.6,
     "outside": 0.4,
-    "self": 0.15,
+    "self": 0.2,
 }
 MAX_SEED = 2**20 - 1  # the numbers of scenes and tiles begin with the seed
 SPAN = 2**32  # scene numbers of one stage; no stage draws as many
@@ -116,7 +116,7 @@ class TileBatches(Dataset[TileBatch]):
         sizes = (tiler.tile_size, vision.patch_size, margin)
         cut = margin - self.config.stitched_margin
         drawn = [
-            packed_tile(number, *sizes, stage.things[1], stage.digits, cut)
+            packed_tile(number, *sizes, stage.things[1], stage.digits, tiler.padding, cut)
             for number in scene_numbers(stage, self.seed, self.first, step)
         ]
         pixels = np.stack([tile.pixels for tile in drawn])  # (S, height, width, C)
@@ -187,11 +187,19 @@ def converse_without_picture(one: Scene, stage: Stage) -> list[list[Question]]:
 def encode_side_by_side(
     conversations: list[list[Question]], tokenizer: Tokenizer, config: FlashVLConfig, tiles: int
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Conversations about one picture -> ids, labels, positions and owners, each (T).
+    """Conversations about one picture -> ids, labels, positions and owners, each (T)."""
+    return side_by_side(
+        [encode_conversation(one, tokenizer, config, tiles) for one in conversations]
+    )
 
-    Without a picture, of 0 tiles, they share nothing.
+
+def side_by_side(
+    encoded: Sequence[tuple[list[int], list[int]]],
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Ids and labels of conversations -> those of one row, positions and owners, each (T).
+
+    They share all up to the picture's last place; without a picture they share nothing.
     """
-    encoded = [encode_conversation(one, tokenizer, config, tiles) for one in conversations]
     first, _ = encoded[0]
     shared = max((place for place, token in enumerate(first) if token < 0), default=-1) + 1
     ids, labels = first[:shared], [IGNORED] * shared

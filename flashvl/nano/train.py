@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..assumptions import choices_of
 from ..chat import FlashVL
-from ..config import CHOICES
 from ..device import choose_device, device_failure_as_error
 from ..errors import ArgumentError, CheckpointError, shortened
 from ..input.prompt import TURN_END
@@ -199,7 +199,7 @@ def state_with_tower(folder: Path, stages: int, stitching: str) -> Path:
             f"{stages} stages are done"
         )
     its_stitching = state.settings.get("stitching")
-    if its_stitching not in CHOICES["stitching"]:
+    if its_stitching not in choices_of("stitching"):
         raise CheckpointError(f"{file} is damaged: its stitching mode is {shown(its_stitching)}")
     if (its_stitching == "none") != (stitching == "none"):
         raise ArgumentError(

@@ -19,6 +19,7 @@ def run(options: argparse.Namespace) -> None:
         options.device,
         options.dtype,
         options.revision,
+        options.assumptions,
         quantize=options.quantize,
     )
     if options.compile:

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..chat import FlashVL
-from ..config import Grid
+from ..config import FlashVLConfig, Grid
 from ..device import device_failure_as_error
 from ..errors import ArgumentError
 from ..generation.generate import generate, read_prompt
 from ..generation.sampling import Sampling
 from ..input.image import ImageLike, load_image
 from ..input.processor import Prompt
-from ..input.tiling import choose_grid, stitch_tiles
+from ..input.tiling import grid_of, stitch_tiles
 from ..input.tokenizer import Tokenizer
 from ..model.decoder import rope_rotation, rotate
 from ..model.network import FlashVLModel, image_places
@@ -95,7 +95,9 @@ def run(options: argparse.Namespace) -> None:
     """Draws the picture and prints the table. Raises `ImageError`, `ArgumentError`, ..."""
     check_out(options.out)
     image = load_image(options.image)
-    flash = FlashVL.from_pretrained(options.model, options.device, options.dtype, options.revision)
+    flash = FlashVL.from_pretrained(
+        options.model, options.device, options.dtype, options.revision, options.assumptions
+    )
     answer = look(
         flash, image, options.question, options.max_new_tokens, options.layer, options.head
     )
@@ -145,7 +147,7 @@ def look(
 
         def laid(values: Tensor) -> Attention:
             tiles = values.unflatten(0, (-1, config.tokens_per_tile)).numpy()  # (S, tokens)
-            places = lay_on_picture(tiles, prompt.grids[0], config.compressor.token_order)
+            places = lay_on_picture(tiles, prompt.grids[0], config)
             return Attention(*places, 1 - values.sum().item())
 
         best = chance.topk(min(CANDIDATES, len(chance)))
@@ -215,17 +217,19 @@ def attention_weights(
 
 
 def lay_on_picture(
-    values: np.ndarray, grid: Grid, token_order: str
+    values: np.ndarray, grid: Grid, config: FlashVLConfig
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """A number for each image token (S, tokens) -> the grid's numbers in place, the thumbnail's.
 
     (rows * side, columns * side), and (side, side) or None, side * side = tokens. A tile's tokens
-    are those of its core, so that they lie side by side without overlap.
+    are those of its core, so that they lie side by side without overlap; in the stitching mode
+    `pool` they reach over the margin too, and are drawn on the core.
     """
     side = math.isqrt(values.shape[1])
     squares = values.reshape(-1, side, side)  # (S, side, side)
-    if token_order == "columns":
+    if config.compressor.token_order == "columns":
         squares = squares.transpose(0, 2, 1)  # (S, side, side)
+    squares = squares[np.argsort(config.tiler.order(grid))]  # row by row, the thumbnail last
     cells = grid[0] * grid[1]
     tiles = stitch_tiles(squares[:cells, ..., None], grid, 0)[..., 0]  # (rows * side, ...)
     return tiles, squares[cells] if len(squares) > cells else None
@@ -264,7 +268,7 @@ def draw(
     tokenizer, stops, tiler = flash.tokenizer, flash.stop_ids, flash.config.tiler
     text = tokenizer.decode([token.token_id for token in answer if token.token_id not in stops])
     cut = "" if answer[-1].token_id in stops else f" (cut off after {len(answer)} tokens)"
-    grid = choose_grid(image.height, image.width, tiler.core_size, tiler.max_tiles)
+    grid = grid_of(image, tiler)
     width = (PANELS_IN_A_ROW - 1) * (PANEL + GAP) - GAP
     how = (
         "Each panel shows what the decoder read to choose the token named above it: the mean, and "

@@ -158,7 +158,7 @@ def run(options: argparse.Namespace) -> int:
     image = load_image(options.image) if options.image else default_picture()
     folder = find_model(options.model, options.revision)
     with device_failure_as_error("comparing"):
-        flash = FlashVL.from_pretrained(folder, device="cpu", dtype="float32")
+        flash = FlashVL.from_pretrained(folder, "cpu", "float32", assumptions=options.assumptions)
         differences = compare(flash, folder, image)
     first = first_beyond(differences, options.tolerance)
     if options.json:

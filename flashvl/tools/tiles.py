@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..assumptions import choices_of
 from ..checkpoint.files import read_headers
 from ..checkpoint.hub import fetch_headers, find_model, is_repository, published_models
-from ..checkpoint.published import read_config
-from ..config import CHOICES, FlashVLConfig, Grid
+from ..checkpoint.published import Assumptions, read_assumptions, read_config
+from ..config import FlashVLConfig, Grid
 from ..input.image import load_image
-from ..input.tiling import canvas_of, choose_grid, cut_tiles, tile_image
+from ..input.tiling import canvas_of, cut_tiles, grid_of, tile_image
 from ..terminal import table
 from .drawing import (
     BLACK,
@@ -54,6 +55,8 @@ WHAT_THEY_DO = {
     "mean": "The tower sees core and margin. Where tiles overlap, a token is the mean of what "
     "each of them saw there.",
     "none": "The tower sees the core alone. No tile knows what its neighbor shows.",
+    "pool": "The tower sees core and margin. All patches are averaged down to as many as a core "
+    "has: a token stands for somewhat more than its square below.",
 }
 NO_MARGIN = "This model's tiles have no margin, so that there is nothing to stitch."
 
@@ -62,28 +65,29 @@ def run(options: argparse.Namespace) -> None:
     """Draws the picture and prints the counts. Raises `ImageError`, `ArgumentError`, ..."""
     check_out(options.out)
     image = load_image(options.image)
-    config = config_of(options.model)
+    config = config_of(options.model, options.assumptions)
     save(
         draw(image, config, f"{Path(options.image).name}, as {options.model} cuts it"), options.out
     )
     print(counts(image, config))
 
 
-def config_of(name: str) -> FlashVLConfig:
+def config_of(name: str, assumptions: Assumptions = None) -> FlashVLConfig:
     """The config of "nano", a folder or a repository; of a published one nothing is fetched."""
     if name in published_models():
-        return FlashVLConfig.from_dict(published_models()[name]["config"])
+        config = FlashVLConfig.from_dict(published_models()[name]["config"])
+        return config.with_assumptions(read_assumptions(assumptions))
     if is_repository(name):
-        return read_config(*fetch_headers(name))
+        return read_config(*fetch_headers(name), assumptions)
     folder = find_model(name)
-    return read_config(folder, read_headers(folder))
+    return read_config(folder, read_headers(folder), assumptions)
 
 
 def modes(config: FlashVLConfig) -> list[FlashVLConfig]:
     """The config in each stitching mode; as it is alone if its tiles have no margin."""
     if config.tiler.margin == 0:
         return [config]
-    tilers = [dataclasses.replace(config.tiler, stitching=mode) for mode in CHOICES["stitching"]]
+    tilers = [dataclasses.replace(config.tiler, stitching=mode) for mode in choices_of("stitching")]
     return [dataclasses.replace(config, tiler=tiler) for tiler in tilers]
 
 
@@ -130,7 +134,7 @@ def draw(image: Image.Image, config: FlashVLConfig, title: str) -> Image.Image:
     Without a margin there is one mode and the steps stand in pairs.
     """
     tiler, columns = config.tiler, modes(config)
-    grid = choose_grid(image.height, image.width, tiler.core_size, tiler.max_tiles)
+    grid = grid_of(image, tiler)
     steps = [
         (f"1  The picture and its {grid[0]} x {grid[1]} cores", draw_picture),
         ("2  The canvas: whole cores, and padding", draw_canvas),
@@ -233,10 +237,15 @@ def draw_canvas(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.
 
 
 def draw_tiles(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.Image:
-    """Every tile apart, numbered, with its core, margin and padding marked; the thumbnail last."""
+    """Every tile apart, numbered, with its core, margin and padding marked; the thumbnail below.
+
+    The numbers are those of the order in which the decoder reads the grid's tiles.
+    """
     rows, columns = grid
     tiler, margin = config.tiler, config.tiler.seen_margin
-    tiles, _ = tile_image(image, tiler)  # (S, side, side, C)
+    order = tiler.order(grid)
+    tiles = tile_image(image, tiler)[0][np.argsort(order)]  # (S, side, side, C), row by row
+    read = np.argsort([number for number in order if number < rows * columns])  # (rows * columns)
     truth = cut_tiles(inside_picture(grid, tiler.core_size, margin), grid, tiler.core_size)
     alone = inside_picture((1, 1), tiler.core_size, margin)  # the thumbnail, and any tile's core
     room = COLUMN - SMALL_TILE - columns * TILE_GAP  # beside the thumbnail
@@ -246,7 +255,7 @@ def draw_tiles(image: Image.Image, grid: Grid, config: FlashVLConfig) -> Image.I
     marked = []
     for index, tile in enumerate(tiles):
         thumbnail = index == rows * columns
-        name = "thumbnail" if thumbnail else f"tile {index + 1}" if drawn > 54 else f"{index + 1}"
+        name = "thumbnail" if thumbnail else f"{'tile ' if drawn > 54 else ''}{read[index] + 1}"
         picture = alone if thumbnail else truth[index]  # (side, side)
         label = [paragraph(name, max(drawn, 90 * thumbnail))] if drawn > 20 or thumbnail else []
         marked.append(stacked([*label, draw_tile(tile, picture, alone, drawn)]))

@@ -8,16 +8,23 @@ from pathlib import Path
 
 import torch
 
+from ..assumptions import PLACEHOLDERS, TABLE, in_words
 from ..checkpoint.files import STORED_DTYPES, Headers, open_safetensors, read_headers
 from ..checkpoint.hub import fetch_headers, find_model, is_repository, published_models
 from ..checkpoint.load import check_tensors
 from ..checkpoint.published import read_config, read_stop_ids
 from ..checkpoint.tensor_names import our_name
 from ..config import FlashVLConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, printable, shortened
 from ..input.tokenizer import Tokenizer
 from ..model.network import FlashVLModel
 from ..terminal import table
+
+MAX_SHOWN = 60  # characters of a value
+NOT_SETTLED = (
+    "Where it says no, no file tells: `flashvl settle` asks the model, and weights/ASSUMPTIONS.md "
+    "explains each."
+)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -28,12 +35,12 @@ def run(options: argparse.Namespace) -> None:
     else:
         folder = find_model(options.model)
         headers = read_headers(folder)
-    config = read_config(folder, headers)
+    config = read_config(folder, headers, options.assumptions)
     with torch.device("meta"):
         check_tensors(FlashVLModel(config), headers)
     print(component_table(config, headers))
     print(f"\n{kind_of(config, headers)}\n")
-    print(assumption_table(folder, config, headers))
+    print(assumption_table(folder, config))
     if options.values:
         check_values(headers)
         print("\nevery weight is a finite number")
@@ -70,73 +77,65 @@ def kind_of(config: FlashVLConfig, headers: Headers) -> str:
     return f"kind: {config.model_type}, {size}"
 
 
-def assumption_table(folder: Path, config: FlashVLConfig, headers: Headers) -> str:
-    """What is in use of the facts that weights/ASSUMPTIONS.md lists, and what settles each."""
+def assumption_table(folder: Path, config: FlashVLConfig) -> str:
+    """What is in use of the facts in assumptions.py, and whether this checkpoint settles each."""
+    from_files, vision_layers = read_from_files(folder, config), config.vision.layers
+    rows = [("assumption", "in use", "settled by this checkpoint")]
+    for one in TABLE:
+        if one.name in from_files:
+            rows.append((one.label, *from_files[one.name]))
+        elif one.part:
+            shown = in_words(one.name, config.assumptions[one.name], vision_layers)
+            rows.append((one.label, shortened(printable(shown), MAX_SHOWN), "no"))
+    return table(rows) + f"\n\n{NOT_SETTLED}"
+
+
+def read_from_files(folder: Path, config: FlashVLConfig) -> dict[str, tuple[str, str]]:
+    """By the names of assumptions: what the files say, and whether that settles it."""
     vision, tiler = config.vision, config.tiler
     tokenizer = Tokenizer.from_folder(folder)
-    markers = [f"[PLACEHOLDER_{number}]" for number in (0, 1)]
-    found = [marker for marker in markers if marker in tokenizer.control]
+    found = [marker for marker in PLACEHOLDERS if marker in tokenizer.control]
     has_preprocessor = (folder / "preprocessor_config.json").exists()
-    rows = [
-        ("assumption", "in use", "settled by this checkpoint"),
-        ("names of the tower begin with", vision.tensor_prefix, "yes, by its tensor names"),
-        (
-            "patches a tile",
+    tokens = f"{config.tokens_per_tile}"
+    if tiler.margin:
+        tokens += f", the margin is {tiler.margin} px"
+    elif config.compressor.shuffle > 1:
+        tokens += f", a shuffle of {config.compressor.shuffle} x {config.compressor.shuffle}"
+    markers = in_words("slice_markers", config.prompt.slice_markers, vision.layers)
+    return {
+        "model_type": (config.model_type, "yes, by config.json"),
+        "tensor_prefix": (vision.tensor_prefix, "yes, by its tensor names"),
+        "patches": (
             f"{vision.side} x {vision.side}",
             "yes, by the rows of the learned positions",
         ),
-        (
-            "tokens a tile",
-            str(config.tokens_per_tile),
-            "yes, by image_token_num"
+        "tokens": (
+            tokens,
+            "yes, by image_token_num and adp.p0.0.weight"
             if "image_token_num" in config.source
             else "no, config.json has no image_token_num",
         ),
-        (
-            "compressor input",
-            f"{config.compressor_input_width} = {config.compressor.shuffle**2} x {vision.width}",
-            "yes, by adp.p0.0.weight",
-        ),
-        (
-            "output head",
-            "tied to the embedding" if config.decoder.tied_head else "stored separately",
-            "yes, by its tensor names",
-        ),
-        (
-            "margin of a tile",
-            f"{tiler.margin // vision.patch_size} patches, {tiler.margin} px",
-            "in part: its width, by patches and tokens; that it lies on all sides is assumed"
-            if tiler.margin
-            else "yes, every patch becomes a token",
-        ),
-        (
-            "resize filter, mean, deviation",
+        "preprocessing": (
             f"filter {tiler.resample}, mean {tiler.mean[0]:.4g} ...",
             "yes, by preprocessor_config.json"
             if has_preprocessor
             else "no, there is no preprocessor_config.json",
         ),
-        (
-            "answers end at",
+        "slice_markers": (
+            shortened(printable(markers), MAX_SHOWN),
+            f"no; the tokenizer has {len(found)} of the two placeholders",
+        ),
+        "head": (
+            "tied to the embedding" if config.decoder.tied_head else "stored separately",
+            "yes, by its tensor names",
+        ),
+        "stop_ids": (
             ", ".join(map(str, sorted(read_stop_ids(folder, tokenizer)))),
             "yes, by generation_config.json"
             if (folder / "generation_config.json").exists()
             else "no, there is no generation_config.json",
         ),
-        (
-            "slice markers",
-            str(config.prompt.slice_markers or "not used"),
-            f"no, the tokenizer has {len(found)} of the two placeholders",
-        ),
-        ("stitching", tiler.stitching, "no"),
-        ("most tiles", str(tiler.max_tiles), "no"),
-        ("thumbnail after the tiles", "yes" if tiler.thumbnail else "no", "no"),
-        ("padding of the canvas", tiler.padding, "no"),
-        ("layer of the features", _layer(vision.feature_layer), "no"),
-        ("order of the tokens", config.compressor.token_order, "no"),
-        ("system turn", config.prompt.system, "no"),
-    ]
-    return table(rows)
+    }
 
 
 def check_values(headers: Headers) -> None:
@@ -152,7 +151,3 @@ def check_values(headers: Headers) -> None:
                 broken.append(name)
     if broken:
         raise CheckpointError("NaN or infinite weights in " + ", ".join(broken))
-
-
-def _layer(feature_layer: int) -> str:
-    return "the last, normed" if feature_layer < 0 else f"layer {feature_layer}"

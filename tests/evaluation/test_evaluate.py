@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -18,13 +19,15 @@ import torch
 
 from flashvl import FlashVL
 from flashvl.cli import main
+from flashvl.device import peak_bytes
 from flashvl.evaluation import evaluate as evaluate_module
 from flashvl.evaluation import nano_set
 from flashvl.evaluation.answers import Answer, Answers
 from flashvl.evaluation.nano_set import nano_table
 from flashvl.evaluation.runner import Runner
 
-NANO = Path(__file__).parents[2] / "weights" / "nano"
+ROOT = Path(__file__).parents[2]
+NANO = ROOT / "weights" / "nano"
 SCENES = 12
 ROWS = 4 * SCENES
 
@@ -319,7 +322,7 @@ def test_rows_with_errors_are_told_scored_and_tried_again(capsys, tmp_path):
     out, first, second = tmp_path / "out", tmp_path / "1.json", tmp_path / "2.json"
     assert main(arguments(table, out, "--json", str(first))) == 0
     said = capsys.readouterr().err
-    assert said.startswith(f"own: 2 rows have no answer; {table}, row 2 (index 1)")
+    assert f"\nown: 2 rows have no answer; {table}, row 2 (index 1)" in said
     assert [set(one) for one in lines(out / "nano_own.jsonl")] == [
         {"index", "prediction"},
         {"index", "error"},
@@ -398,12 +401,42 @@ def test_figures_never_replace_a_file(capsys, data, tmp_path):
     assert figures.read_text() == "mine"
 
 
+def test_the_table_on_the_page_is_answered_and_scored(capsys, tmp_path):
+    """As a reader would copy it, with nano's pictures in the places of its own."""
+    page = (ROOT / "notebooks" / "evaluation.md").read_text(encoding="utf-8")
+    table = re.search(r"```\n(index\t.*?)```", page, re.DOTALL).group(1)
+    (tmp_path / "questions.tsv").write_text(table, encoding="utf-8")
+    (tmp_path / "pictures").mkdir()
+    for name in re.findall(r"pictures/\S+", table):
+        shutil.copy(next((NANO / "pictures").glob("*.png")), tmp_path / name)
+    out, figures = tmp_path / "out", tmp_path / "figures.json"
+    questions = tmp_path / "questions.tsv"
+    assert main(arguments(questions, out, "--json", str(figures))) == 0
+    assert capsys.readouterr().err.count("\n") == 1  # no row has an error
+    scored = json.loads(figures.read_text())["questions"]
+    assert set(scored) == {"score", "choice", "yes or no", "open", "exact", "Overall"}
+
+
 def test_nano_is_drawn_into_the_folder_and_kept(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(nano_set, "nano_table", lambda: nano_table(2))
     for _ in range(2):
         assert main(["evaluate", "--data", "nano", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "nano.tsv").read_bytes() == nano_table(2)
     assert len(lines(tmp_path / "nano_nano.jsonl")) == 8
+
+
+def test_at_the_end_it_says_how_fast_it_was_and_in_how_much_memory(data, capsys, tmp_path):
+    assert main(arguments(data, tmp_path)) == 0
+    (said,) = capsys.readouterr().err.splitlines()
+    told = re.fullmatch(
+        r"nano: 48 rows in \d+\.\d minutes, (\d+\.\d) a second, (\d\.\d\d) GB of memory at most",
+        said,
+    )
+    assert told
+    assert float(told[1]) > 0
+    assert 0.1 < float(told[2]) <= peak_bytes(torch.device("cpu")) / 1e9 + 0.005
+    assert main(arguments(data, tmp_path)) == 0
+    assert capsys.readouterr().err == ""  # nothing was asked
 
 
 def test_progress_tells_rows_speed_and_the_score_so_far(data, monkeypatch, tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from flashvl.errors import ArgumentError, TableError
 from flashvl.evaluation.files import write_predictions
 from flashvl.evaluation.scores import score
-from flashvl.evaluation.tables import MISSING, Row, read_predictions
+from flashvl.evaluation.tables import MISSING, TableRow, read_predictions
 
 HARD = [
     *("plain", " space around ", 'a "quote"', "a\ttab", "two\nlines", "old\r\nlines\r", "=1+1"),
@@ -23,16 +23,16 @@ HARD = [
 ]
 
 
-def rows_of(cells: list[str], first: int | str = 0) -> list[tuple[Row, str | None]]:
+def rows_of(cells: list[str], first: int | str = 0) -> list[tuple[TableRow, str | None]]:
     rows = []
     for number, cell in enumerate(cells):
         index = str(first + number) if isinstance(first, int) else f"{first}_{number}"
         fields = {"index": index, "question": cell, "A": None, "answer": "A"}
-        rows.append((Row(index, cell, fields), cell))
+        rows.append((TableRow(index, cell, fields), cell))
     return rows
 
 
-def plain(rows: list[tuple[Row, str | None]]) -> list[tuple[dict, str | None]]:
+def plain(rows: list[tuple[TableRow, str | None]]) -> list[tuple[dict, str | None]]:
     return [(dict(row.fields), prediction) for row, prediction in rows]
 
 
@@ -41,7 +41,7 @@ def plain(rows: list[tuple[Row, str | None]]) -> list[tuple[dict, str | None]]:
 def test_what_is_written_is_read_back(tmp_path, ending, first):
     rows = rows_of(HARD, first)
     rows.append(
-        (Row("last", "?", {"index": "999", "question": "?", "A": "b", "answer": "A"}), None)
+        (TableRow("last", "?", {"index": "999", "question": "?", "A": "b", "answer": "A"}), None)
     )
     file = tmp_path / f"m_MMStar.{ending}"
     write_predictions(file, rows)
@@ -76,7 +76,7 @@ def test_openpyxl_finds_numbers_and_texts_in_the_first_sheet(tmp_path):
 @pytest.mark.parametrize("index", ["007", "1.0", "-0", "1234567890123456789", "٣"])
 def test_an_index_that_a_number_would_change_stays_text(tmp_path, index):
     file = tmp_path / "m_own.xlsx"
-    write_predictions(file, [(Row(index, "?", {"index": index, "question": "?"}), "a")])
+    write_predictions(file, [(TableRow(index, "?", {"index": index, "question": "?"}), "a")])
     assert openpyxl.load_workbook(file).active["A2"].value == index
     assert read_predictions(file)[0][0].index == index
 
@@ -122,7 +122,7 @@ def test_any_text_survives(tmp_path_factory, texts):
 
 def test_both_files_have_one_score(tmp_path):
     rows = [
-        (Row(str(n), "?", {"index": str(n), "A": "x", "B": "y", "answer": "A"}), said)
+        (TableRow(str(n), "?", {"index": str(n), "A": "x", "B": "y", "answer": "A"}), said)
         for n, said in enumerate(["A", "B.", None, "x"])
     ]
     for ending in ("tsv", "xlsx"):
@@ -134,7 +134,7 @@ def test_both_files_have_one_score(tmp_path):
 
 def test_an_old_prediction_is_replaced(tmp_path):
     fields = {"index": "0", "prediction": "old", "question": "?"}
-    write_predictions(tmp_path / "m_own.tsv", [(Row("0", "?", fields), "new")])
+    write_predictions(tmp_path / "m_own.tsv", [(TableRow("0", "?", fields), "new")])
     text = (tmp_path / "m_own.tsv").read_text()
     assert text == '"index"\t"question"\t"prediction"\n"0"\t"?"\t"new"\n'
 

@@ -10,14 +10,14 @@ from flashvl.config import MODEL_KINDS
 from flashvl.errors import TableError
 from flashvl.evaluation.prompts import prompt_of
 from flashvl.evaluation.sets import SETS, find_table, name_of
-from flashvl.evaluation.tables import Row
+from flashvl.evaluation.tables import TableRow
 
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 TWO = {"A": "red", "B": "blue", "C": None, "D": None}
 
 
 def asked(set_name: str, question: str, **fields: str | None) -> str:
-    return prompt_of(set_name, Row("7", question, fields, place="a.tsv, row 8 (index 7)"))
+    return prompt_of(set_name, TableRow("7", question, fields, place="a.tsv, row 8 (index 7)"))
 
 
 @pytest.mark.parametrize(

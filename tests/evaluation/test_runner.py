@@ -20,7 +20,7 @@ from flashvl import FlashVL
 from flashvl.errors import DeviceError, ImageError
 from flashvl.evaluation.answers import Answer
 from flashvl.evaluation.runner import Runner, bundles, load_picture
-from flashvl.evaluation.tables import Row, Table
+from flashvl.evaluation.tables import Table, TableRow
 from flashvl.generation.sampling import Sampling
 from flashvl.input.image import load_image
 from flashvl.input.tiling import tile_image
@@ -43,12 +43,16 @@ def in_base64(image: Image.Image, form: str = "PNG", **options) -> str:
     return base64.b64encode(encoded(image, form, **options)).decode()
 
 
-def question(row: Row) -> str:
+def question(row: TableRow) -> str:
     return row.question
 
 
 def run(
-    flash: FlashVL, table: Table, batch: int, reencode: bool = True, rows: list[Row] | None = None
+    flash: FlashVL,
+    table: Table,
+    batch: int,
+    reencode: bool = True,
+    rows: list[TableRow] | None = None,
 ) -> dict[str, Answer]:
     """All answers by index; those of one runner, as a process has it."""
     runner = Runner(flash, table, question, reencode)
@@ -153,7 +157,7 @@ def test_rows_decode_side_by_side(nano, scenes_table):
 
 @given(st.lists(st.one_of(st.none(), st.sampled_from("abcdef")), max_size=40), st.integers(1, 9))
 def test_bundles_keep_a_pictures_rows_together(pictures, batch):
-    rows = [Row(str(number), "?", {}, one) for number, one in enumerate(pictures)]
+    rows = [TableRow(str(number), "?", {}, one) for number, one in enumerate(pictures)]
     found = bundles(rows, batch)
     assert sorted(int(row.index) for bundle in found for row in bundle) == list(range(len(rows)))
     homes = [[row.picture for row in bundle] for bundle in found]
@@ -167,6 +171,13 @@ def test_bundles_keep_a_pictures_rows_together(pictures, batch):
         first = [row for row in following if row.picture == following[0].picture]
         size = 1 if following[0].picture is None else len(first)
         assert len(one) + size > batch  # else it would have been in the list before
+
+
+def test_questions_of_like_length_share_a_batch():
+    rows = [TableRow(str(n), "?" * length, {}, str(n)) for n, length in enumerate((9, 1, 8, 2))]
+    rows += [TableRow("4", "?", {"A": "a long option"}, "x"), TableRow("5", "?", {}, "x")]
+    found = [[row.index for row in bundle] for bundle in bundles(rows, 2)]
+    assert found == [["1", "3"], ["2", "0"], ["4", "5"]]
 
 
 def test_rows_that_are_done_are_left_out(nano, scenes_table):

@@ -7,14 +7,14 @@ import pytest
 from flashvl.errors import ArgumentError, TableError
 from flashvl.evaluation.scores import RULES, card, letter_of, score, yes_or_no
 from flashvl.evaluation.sets import SETS
-from flashvl.evaluation.tables import Row
+from flashvl.evaluation.tables import TableRow
 
 OPTIONS = {"A": "a red cat", "B": "Blue Dog", "C": "bird"}
 
 
-def row(index: int | str = 0, **fields: str | None) -> Row:
+def row(index: int | str = 0, **fields: str | None) -> TableRow:
     fields = {name.replace("__", "-"): cell for name, cell in fields.items()}
-    return Row(str(index), fields.get("question") or "?", fields, place=f"a.tsv, row {index}")
+    return TableRow(str(index), fields.get("question") or "?", fields, place=f"a.tsv, row {index}")
 
 
 @pytest.mark.parametrize(

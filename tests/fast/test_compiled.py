@@ -26,7 +26,7 @@ from flashvl.config import DecoderConfig
 from flashvl.device import device_failure_as_error
 from flashvl.errors import ArgumentError, CheckpointError, DeviceError
 from flashvl.fast import compiled as fast_compiled
-from flashvl.fast import int8
+from flashvl.fast import int8, quantized
 from flashvl.fast.compiled import (
     CompiledDecode,
     StaticCache,
@@ -35,7 +35,8 @@ from flashvl.fast.compiled import (
     power_of_two,
 )
 from flashvl.fast.cpu import fit_to_cpu
-from flashvl.fast.int8 import Int8Linear, quantize_decoder
+from flashvl.fast.int8 import Int8Linear
+from flashvl.fast.quantized import quantize_decoder
 from flashvl.generation.generate import begin_decode, generate, read_prompt
 from flashvl.generation.sampling import Sampling
 from flashvl.model.cache import KVCache
@@ -276,10 +277,10 @@ def test_an_answer_that_was_not_finite_leaves_nothing_behind():
 
 @pytest.mark.usefixtures("backend")
 def test_int8_weights_in_plain_torch_are_compiled_too(monkeypatch):
-    monkeypatch.setattr(int8, "has_fbgemm", lambda: False)
+    monkeypatch.setattr(quantized, "has_fbgemm", lambda: False)
     plain, flash = tiny_model(), tiny_model()
     for one in (plain, flash):
-        quantize_decoder(one.model)
+        quantize_decoder(one.model, "int8")
     compiled(flash)
     for image, messages in PAIRS[:2]:
         options = {"max_new_tokens": 5}
@@ -430,13 +431,13 @@ def test_powers_of_two():
 @pytest.mark.skipif(not int8.has_fbgemm(), reason="torch has no fbgemm here")
 def test_packed_int8_weights_are_refused(capsys):
     flash = FlashVL.from_pretrained("nano", device="cpu", quantize="int8")
-    with pytest.raises(ArgumentError, match="int8 weights on a CPU"):
+    with pytest.raises(ArgumentError, match="quantized weights on a CPU"):
         flash.compile()
     assert flash.begin_decode is begin_decode
     assert main(["chat", "--device", "cpu", "--quantize", "int8", "--compile", "Hello?"]) == 2
     said = capsys.readouterr()
     assert (said.out, said.err.count("\n")) == ("", 1)
-    assert "int8" in said.err
+    assert "quantized" in said.err
 
 
 def test_without_a_compiler_it_says_what_to_install(monkeypatch, capsys):

@@ -15,17 +15,16 @@ from torch import nn
 from flashvl import FlashVL, FlashVLModel
 from flashvl.cli import main
 from flashvl.errors import ArgumentError, CheckpointError
-from flashvl.fast import int8
+from flashvl.fast import quantized as quantized_module
 from flashvl.fast.int8 import (
     CHANNELS,
     LEVELS,
     Int8Linear,
     PackedInt8Linear,
     has_fbgemm,
-    is_quantized,
-    quantize_decoder,
     to_int8,
 )
+from flashvl.fast.quantized import is_quantized, quantize_decoder
 from flashvl.input.image import load_image
 from flashvl.nano.score import as_json, score
 from flashvl.nano.world.scenes import scene, scoring_number
@@ -222,7 +221,7 @@ def test_what_is_not_finite_is_not_made_finite(kind, value):
 def packs(request, monkeypatch) -> bool:
     if request.param and not has_fbgemm():
         pytest.skip("torch has no fbgemm here")
-    monkeypatch.setattr(int8, "has_fbgemm", lambda: request.param)
+    monkeypatch.setattr(quantized_module, "has_fbgemm", lambda: request.param)
     return request.param
 
 
@@ -230,7 +229,7 @@ def packs(request, monkeypatch) -> bool:
 def test_the_decoder_alone_is_quantized(packs, kind):
     model, plain = tiny_network(kind), tiny_network(kind)
     assert not is_quantized(model)
-    quantize_decoder(model)
+    quantize_decoder(model, "int8")
     assert is_quantized(model)
     wanted = PackedInt8Linear if packs else Int8Linear
     for name, module in plain.named_modules():
@@ -250,7 +249,7 @@ def test_a_tied_head_is_quantized_and_the_embedding_is_not(packs, tied, tmp_path
     if tied:
         model.decoder.head.weight = model.decoder.embedding.weight
     before = model.decoder.embedding.weight.clone()
-    quantize_decoder(model)
+    quantize_decoder(model, "int8")
     assert torch.equal(model.decoder.embedding.weight, before)
     assert isinstance(model.decoder.head, PackedInt8Linear if packs else Int8Linear)
     hidden = torch.randn(1, 2, 16)
@@ -321,28 +320,30 @@ def test_every_way_of_asking_works(packs, dtype):
 
 def test_trace_counts_a_quantized_model_as_any_other(monkeypatch, nano):
     """The operations are those of the model; how the numbers are stored changes none of them."""
-    monkeypatch.setattr(int8, "has_fbgemm", lambda: False)
+    monkeypatch.setattr(quantized_module, "has_fbgemm", lambda: False)
     both = (quantized_nano(), nano)
     of_int8, plain = (trace(flash, picture(200, 100), QUESTION, 4)["rows"] for flash in both)
     assert [row["operations"] for row in of_int8] == [row["operations"] for row in plain]
 
 
 def test_where_fbgemm_is_absent_plain_torch_multiplies(monkeypatch):
-    monkeypatch.setattr(int8, "has_fbgemm", lambda: False)
+    monkeypatch.setattr(quantized_module, "has_fbgemm", lambda: False)
     kinds = {type(module) for module in quantized_nano().model.decoder.modules()}
     assert Int8Linear in kinds
     assert PackedInt8Linear not in kinds
 
 
 def test_a_model_with_int8_weights_is_not_saved(packs, tmp_path):
-    with pytest.raises(CheckpointError, match="int8 weights is not saved"):
+    with pytest.raises(CheckpointError, match="quantized weights is not saved"):
         quantized_nano().save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("value", ["int4", "INT8", "", 8, True, torch.int8, ["int8"]])
+@pytest.mark.parametrize("value", ["int3", "INT8", "", 8, True, torch.int8, ["int8"]])
 def test_other_quantizations_are_one_line(value):
-    with pytest.raises(ArgumentError, match="quantize must be int8 or None, found") as refused:
+    with pytest.raises(
+        ArgumentError, match="quantize must be int8 or int4 or None, found"
+    ) as refused:
         FlashVL.from_pretrained("nano", quantize=value)
     assert len(str(refused.value).splitlines()) == 1
 
@@ -355,11 +356,11 @@ def quantized(monkeypatch) -> list[FlashVLModel]:
     """The models that are quantized while a test runs."""
     models = []
 
-    def watched(model: FlashVLModel) -> None:
-        quantize_decoder(model)
+    def watched(model: FlashVLModel, *arguments) -> None:
+        quantize_decoder(model, *arguments)
         models.append(model)
 
-    monkeypatch.setattr(int8, "quantize_decoder", watched)
+    monkeypatch.setattr(quantized_module, "quantize_decoder", watched)
     return models
 
 
@@ -386,9 +387,9 @@ def test_the_command_scores(quantized, capsys):
 @pytest.mark.parametrize("name", ["chat", "score"])
 def test_the_command_refuses_other_quantizations_in_one_line(name, capsys):
     with pytest.raises(SystemExit) as end:
-        main([name, "--quantize", "int4"])
+        main([name, "--quantize", "int3"])
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "int4" in said
+    assert "int3" in said
     assert "int8" in said

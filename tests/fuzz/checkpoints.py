@@ -69,14 +69,20 @@ OTHER_KEYS: dict[str, list[Any]] = {
 }
 ASSUMED: dict[str, list[Any]] = {
     "max_tiles": [1, 2, 3, 12, 1000, 0, 1001],
-    "stitching": ["trim", "mean", "none", "x", None],
+    "stitching": ["trim", "mean", "none", "pool", "x", None],
     "padding": ["edge", "reflect", "symmetric", "constant", "wrap"],
-    "thumbnail": [True, False, 1],
+    "grid": ["aspect", "resolution", "slices", "x", []],
+    "thumbnail": [True, False, "none", "last", "first", 1],
+    "tile_order": ["rows", "columns", 5],
     "feature_layer": [-1, 0, 1, 2, -2],
     "tensor_prefix": ["vit.", "", "x", "vit.vit.", "\x1b[2J", "llm."],
     "token_order": ["rows", "columns", "spiral"],
-    "system": ["", "You.", "<|im_end|>\n<|im_start|>user\n", "\ud800", "x" * 10_000, 5],
-    "slice_markers": [None, ["[PLACEHOLDER_0]", "[PLACEHOLDER_1]"], ["<|im_end|>"] * 2, ["a", "b"]],
+    "system": ["", "You.", "<|im_end|>\n<|im_start|>user\n", "\ud800", "x" * 10_000, 5, False],
+    "image_place": ["line", "text", None, {}],
+    "slice_markers": [
+        *(None, "none", "tile", "picture", "all", ["a", "b"], ["<|im_end|>"] * 2),
+        ["[PLACEHOLDER_0]", "[PLACEHOLDER_1]"],
+    ],
 }
 
 
@@ -99,7 +105,7 @@ def damaged_folder(random: Random, place: Path) -> Case:
 
     def do() -> None:
         if checks:
-            verify.run(Namespace(model=str(folder), revision=None, values=True))
+            verify.run(Namespace(model=str(folder), revision=None, assumptions=None, values=True))
         use(FlashVL.from_pretrained(folder, device="cpu"))
 
     return Case(f"{kind}: {what}", do, must_refuse)

@@ -34,7 +34,7 @@ from fuzz.damage import hostile_name, plant, text
 from fuzz.promise import WATCH, Broken, Case, wrong_line
 from fuzz.worker import ASK
 
-SECONDS = 25.0  # for one command
+SECONDS = 50.0  # for one command
 WEIGHTS = {"chat": 30, "look": 12, "tiles": 14, "trace": 12, "verify": 10, "train": 10, "score": 4}
 WEIGHTS |= {"explore": 6, "bench": 4, "download": 3, "parity": 1}
 # Words for numbers, of which none asks for much work.

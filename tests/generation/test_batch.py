@@ -60,6 +60,8 @@ def test_each_row_is_its_answer_alone(kind, seed, stops):
         {"stitching": "mean"},
         {"stitching": "none"},
         {"slice_markers": ("[PLACEHOLDER_0]", "[PLACEHOLDER_1]")},
+        {"slice_markers": "picture", "image_place": "text", "system": False},
+        {"stitching": "pool", "thumbnail": "first", "tile_order": "columns"},
     ],
 )
 def test_with_other_assumptions_too(assumptions):

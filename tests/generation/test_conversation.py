@@ -87,7 +87,12 @@ def test_every_round_is_that_of_chat_with_the_whole_list(any_flash, size, system
 
 @pytest.mark.parametrize(
     "assumptions",
-    [{"stitching": "mean"}, {"slice_markers": ("[PLACEHOLDER_0]", "[PLACEHOLDER_1]")}],
+    [
+        {"stitching": "mean"},
+        {"slice_markers": ("[PLACEHOLDER_0]", "[PLACEHOLDER_1]")},
+        {"slice_markers": "picture", "image_place": "text", "system": False},
+        {"stitching": "pool", "thumbnail": "first", "tile_order": "columns"},
+    ],
 )
 def test_with_other_assumptions_too(assumptions):
     image, flash = picture(20, 50), tiny_model(seed=4, **assumptions)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
+from itertools import pairwise
 from operator import length_hint
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from tiny import picture, teach_answer, tiny_model, tokenizer_definition, user
 from flashvl import FlashVL
 from flashvl.errors import CheckpointError, MessageError
 from flashvl.generation.generate import (
+    CHARACTER_TOKENS,
     begin_decode,
     generate,
     joint_cache,
@@ -251,8 +254,21 @@ def test_control_tokens_that_are_hidden_give_no_piece():
 def test_joined_pieces_are_the_decoded_answer(ids):
     streamed = pieces(ids)
     assert "".join(streamed) == TOKENIZER.decode(ids)
-    assert not any(piece.endswith("\ufffd") for piece in streamed[:-1])
     assert all(streamed)
+
+
+@given(st.lists(st.integers(0, 255), max_size=60), st.integers(0, 60))
+def test_of_broken_characters_only_a_few_tokens_wait(broken, place):
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    ids = [TOKENIZER._tokenizer.token_to_id(alphabet[number]) for number in broken]
+    ids[place:place] = TOKENIZER.encode("a🙂")
+    unread = iter(ids)
+    reads, streamed = [0], []
+    for piece in whole_characters(unread, TOKENIZER):
+        reads.append(len(ids) - length_hint(unread))
+        streamed.append(piece)
+    assert "".join(streamed) == TOKENIZER.decode(ids)
+    assert max(after - before for before, after in pairwise(reads)) <= CHARACTER_TOKENS + 1
 
 
 @given(st.text(alphabet="aé红🙂\u200d👩🏽\ufffd", max_size=8))

@@ -95,7 +95,7 @@ def test_a_text_of_thirty_megabytes_is_refused_before_it_is_cut_into_tokens(flas
 
 def test_a_picture_is_read_and_its_grid_chosen_once(flash, monkeypatch):
     calls = []
-    for module, name in ((processor, "load_image"), (tiling, "choose_grid")):
+    for module, name in ((processor, "load_image"), (tiling, "grid_of")):
         real = getattr(module, name)
 
         def counting(*arguments, name=name, real=real):
@@ -103,7 +103,7 @@ def test_a_picture_is_read_and_its_grid_chosen_once(flash, monkeypatch):
             return real(*arguments)
 
         monkeypatch.setattr(module, name, counting)
-    once = ["load_image", "choose_grid"]
+    once = ["load_image", "grid_of"]
     flash.chat(picture(), user(), max_new_tokens=3)
     assert calls == once
     flash.chat_batch([(picture(), user()), (None, user())] * 2, max_new_tokens=3)

@@ -7,10 +7,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import pool
 from tiny import tiny_network
 
 from flashvl.errors import ArgumentError
-from flashvl.model.compressor import average_margins, pixel_shuffle, tiles_of, trim_margins
+from flashvl.model.compressor import (
+    average_margins,
+    average_windows,
+    pixel_shuffle,
+    tiles_of,
+    trim_margins,
+)
 
 grids = st.tuples(st.integers(1, 4), st.integers(1, 4))
 margins = st.integers(0, 3)
@@ -87,8 +94,8 @@ def test_the_mean_mode_differs_at_seams_alone():
     assert not same[1, :, 0].any()
 
 
-@pytest.mark.parametrize("stitching", ["trim", "mean", "none"])
-@pytest.mark.parametrize("thumbnail", [True, False])
+@pytest.mark.parametrize("stitching", ["trim", "mean", "none", "pool"])
+@pytest.mark.parametrize("thumbnail", ["first", "last", "none"])
 @given(pictures=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=4))
 def test_each_of_several_pictures_is_reduced_as_if_it_were_alone(stitching, thumbnail, pictures):
     model = tiny_network("iss", stitching=stitching, thumbnail=thumbnail)
@@ -101,10 +108,10 @@ def test_each_of_several_pictures_is_reduced_as_if_it_were_alone(stitching, thum
         assert torch.equal(part, compressor.reduce(features, [grid]))
 
 
-@given(st.lists(grids, max_size=4), st.booleans(), st.integers(-3, 3))
+@given(st.lists(grids, max_size=4), st.sampled_from(["none", "last"]), st.integers(-3, 3))
 def test_grids_are_as_many_tiles_as_there_are_or_an_error(pictures, thumbnail, more):
     tiler = tiny_network("iss", thumbnail=thumbnail).config.tiler
-    wanted = [r * c + (thumbnail and r * c > 1) for r, c in pictures]
+    wanted = [r * c + (thumbnail == "last" and r * c > 1) for r, c in pictures]
     if more == 0:
         assert tiles_of(pictures, sum(wanted), tiler) == wanted
         return
@@ -154,6 +161,32 @@ def test_the_mean_of_margins_is_that_of_a_plain_loop(grid, core, margin, thumbna
                 torch.testing.assert_close(result[index, y, x], torch.stack(seen).mean(0))
     if thumbnail:
         assert torch.equal(result[-1], trim_margins(features[-1:], margin)[0])
+
+
+@given(grids, core_sizes, margins, st.data())
+def test_the_mean_does_not_depend_on_the_order_of_the_tiles(grid, core, margin, data):
+    order = data.draw(st.permutations(range(grid[0] * grid[1] + 1)))  # the thumbnail too
+    features = torch.randn(len(order), core + 2 * margin, core + 2 * margin, 2)
+    wanted = average_margins(features, grid, margin)
+    found = average_margins(features[list(order)], grid, margin, order)
+    torch.testing.assert_close(found, wanted[list(order)])
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3))
+def test_windows_are_averaged_as_in_a_plain_loop(side, core, tiles):
+    core = min(side, core)
+    features = torch.randn(tiles, side, side, 3)
+    found = average_windows(features, core)
+    assert found.shape == (tiles, core, core, 3)
+    wanted = pool(features.flatten(1, 2), side, core)
+    torch.testing.assert_close(found.flatten(1, 2), wanted)
+
+
+def test_of_the_published_sizes_every_window_is_two_patches_wide():
+    places = torch.arange(32.0)[None, None, :, None].expand(1, 32, 32, 1)  # the column of a patch
+    columns = average_windows(places, 24)[0, 0, :, 0]
+    assert columns[:3].tolist() == [0.5, 1.5, 2.5]  # 0 and 1, 1 and 2, 2 and 3
+    assert columns[3:6].tolist() == [4.5, 5.5, 6.5]
 
 
 @given(grids, core_sizes, margins)

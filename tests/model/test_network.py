@@ -26,8 +26,9 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 # Pictures that are cut into different grids: 1 x 2, 2 x 2, 1 x 1, 3 x 1.
 SIZES = [(40, 20), (36, 36), (12, 12), (16, 50)]
 WAYS = [
-    *(("iss", {"stitching": mode}) for mode in ("trim", "mean", "none")),
+    *(("iss", {"stitching": mode}) for mode in ("trim", "mean", "none", "pool")),
     ("iss", {"stitching": "mean", "thumbnail": False}),
+    ("iss", {"stitching": "mean", "thumbnail": "first", "tile_order": "columns"}),
     ("dynamic", {}),
     ("dynamic", {"stitching": "mean"}),  # which there is no margin for
     ("static", {}),

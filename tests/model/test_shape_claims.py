@@ -89,12 +89,13 @@ def folders(tmp_path_factory):
     make_checkpoint(base / "static", kind="static")
     make_checkpoint(base / "dynamic", kind="dynamic", assumptions={"token_order": "columns"})
     make_checkpoint(base / "mean", kind="dynamic-iss", assumptions={"stitching": "mean"})
+    make_checkpoint(base / "pool", kind="dynamic-iss", assumptions={"stitching": "pool"})
     return base
 
 
 def test_all_claims_are_true_and_all_are_come_by(folders):
     checkers = []
-    for name in ("nano", "static", "dynamic", "mean"):
+    for name in ("nano", "static", "dynamic", "mean", "pool"):
         flash = FlashVL.from_pretrained(name if name == "nano" else folders / name)
         checker = Checker(BOXES, known(flash))
         checker.run(lambda flash=flash: everything(flash))

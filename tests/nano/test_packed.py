@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
+from flashvl.config import Padding
 from flashvl.nano.world import packed
 from flashvl.nano.world.packed import CELLS, IGNORED, NAMES, PackedTile, packed_tile
 from flashvl.nano.world.things import COLORS, DIGITS, SHAPES, Object
@@ -22,9 +23,11 @@ CELL = PATCH / CELLS  # pixels
 
 
 @functools.cache
-def tile_of(number: int, margin: int = 0, things: int = 6, digits: int = 4) -> PackedTile:
+def tile_of(
+    number: int, margin: int = 0, things: int = 6, digits: int = 4, padding: Padding = "constant"
+) -> PackedTile:
     """Drawn once, for several tests look at the same ones."""
-    return packed_tile(number, TILE, PATCH, margin, things, digits)
+    return packed_tile(number, TILE, PATCH, margin, things, digits, padding)
 
 
 def as_map(tile: PackedTile) -> np.ndarray:
@@ -291,10 +294,47 @@ def test_labels_say_what_was_drawn_where(number):
     assert (covers.max(0)[tile.names > 0] > 0.08).all()
 
 
-def test_padding_repeats_the_border_and_has_no_names():
+def test_black_padding_shows_nothing():
     found = Counter()
     for number in range(200):
         tile = tile_of(number, margin=1)
+        for turns in range(4):  # each side in turn is above
+            pixels, names, outlines, boxes = (
+                np.rot90(part, turns)
+                for part in (tile.pixels, tile.names, as_map(tile), tile.boxes)
+            )
+            is_black = not pixels[:PATCH, PATCH:-PATCH].any()
+            found[is_black] += 1
+            if is_black:
+                assert not names[0].any()
+                assert not outlines[:CELLS].any()
+                assert not boxes[0].any()
+    assert 0.3 < found[True] / found.total() < 0.5
+
+
+@pytest.mark.parametrize("mode", ["edge", "symmetric", "reflect"])
+def test_padding_goes_on_as_numpy_pads(mode):
+    """With a margin of one patch: what the padding shows has the border's labels, less names."""
+    repeated = {"edge": [PATCH] * PATCH, "symmetric": range(2 * PATCH - 1, PATCH - 1, -1)}
+    repeated["reflect"] = range(2 * PATCH, PATCH, -1)
+    padded = 0
+    for number in range(60):
+        tile, black = tile_of(number, 1, padding=mode), tile_of(number, 1)
+        same = (tile.pixels[PATCH:-PATCH] == black.pixels[PATCH:-PATCH]).all((1, 2))
+        assert same[0] == same[-1]
+        if black.pixels[:PATCH, PATCH:-PATCH].any():
+            continue  # nothing is padded above
+        padded += 1
+        np.testing.assert_array_equal(tile.pixels[:PATCH], tile.pixels[list(repeated[mode])])
+        np.testing.assert_array_equal(tile.names[0], np.where(tile.names[1] != 0, IGNORED, 0))
+        assert not tile.boxes[0].any()
+    assert padded > 10
+
+
+def test_padding_repeats_the_border_and_has_no_names():
+    found = Counter()
+    for number in range(200):
+        tile = tile_of(number, margin=1, padding="edge")
         for turns in range(4):  # each side in turn is above
             pixels, names, outlines = (
                 np.rot90(part, turns) for part in (tile.pixels, tile.names, as_map(tile))

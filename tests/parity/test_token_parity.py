@@ -197,7 +197,8 @@ def test_chat_template(pair, name, size):
 
 def test_rendered_template():
     """The template itself, word by word."""
-    assert TEMPLATE.render(messages=CONVERSATIONS["one question"], has_image=True) == (
+    said = {"system": "You are a helpful assistant.", "after_image": "\n", "has_image": True}
+    assert TEMPLATE.render(messages=CONVERSATIONS["one question"], **said) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<image>\nWhat is this?<|im_end|>\n"
         "<|im_start|>assistant\n"

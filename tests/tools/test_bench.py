@@ -18,12 +18,14 @@ from flashvl import FlashVLModel
 from flashvl.checkpoint.files import read_headers
 from flashvl.checkpoint.published import read_config
 from flashvl.cli import build_parser, main
+from flashvl.device import peak_bytes
 from flashvl.errors import CheckpointError, FlashVLError
-from flashvl.generation.generate import LAST, new_cache
+from flashvl.generation.generate import LAST, generate, new_cache, read_prompt
+from flashvl.generation.sampling import Sampling
 from flashvl.tools.bench import ceilings, measure, memory, random_checkpoint, report
-from flashvl.tools.bench.measure import Timing, peak_bytes, take_turns
+from flashvl.tools.bench.measure import Timing, take_turns
 from flashvl.tools.bench.memory import measure_memory
-from flashvl.tools.bench.peers import compare_compiled, int8_loss
+from flashvl.tools.bench.peers import compare_batch, compare_compiled, quantization_loss
 from flashvl.tools.bench.stages import (
     Sizes,
     Stages,
@@ -57,7 +59,16 @@ def stored(tmp_path_factory):
 def test_the_whole_command(stored, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "SERIES", 2)
     here = torch.ones(2**26)  # 256 MB, which are not in the process that measures memory
-    more = ["--peer", "transformers", "--quantize", "int8", "--json", str(tmp_path / "report.json")]
+    more = [
+        "--peer",
+        "transformers",
+        "--quantize",
+        "int8",
+        "--batch",
+        "2",
+        "--json",
+        str(tmp_path / "report.json"),
+    ]
     assert main(["bench", "--model", str(stored), *FAST, *more]) == 0
     printed = capsys.readouterr().out
     result = json.loads(printed.splitlines()[-1])
@@ -107,8 +118,10 @@ def test_the_whole_command(stored, tmp_path, monkeypatch, capsys):
                 ours, theirs = sides["flashvl"], sides[f"transformers {dtype}"]
                 assert sides["ratio"] == pytest.approx(ours["seconds"] / theirs["seconds"])
     assert result["peer"]["memory"]["before_bytes"] > 0
-    assert result["int8"]["loss"]["largest_difference"] > 0
-    assert 0 <= result["int8"]["loss"]["equal_tokens"] <= 1
+    assert result["quantized"]["loss"]["largest_difference"] > 0
+    assert 0 <= result["quantized"]["loss"]["equal_tokens"] <= 1
+    assert result["batch"]["rows"] == 2
+    assert "to the first word" in printed
 
 
 def test_operations_are_those_that_torch_counts(any_flash):
@@ -247,17 +260,45 @@ def test_ratios_in_words():
     assert report.ratio("vision", {"ratio": 0.25}) == "0.25 x the time"
 
 
+def test_what_a_card_needs_at_least_is_bound_by_bytes_or_by_operations():
+    found = {
+        "vision": {"operations": 989e12, "bytes": 1.0},
+        "prefill": {"operations": 989e9, "bytes": 3.35e12},
+        "decode": {"operations": 0, "bytes": 3.35e9},
+    }
+    said = report.estimate(found)
+    assert "not measured" in said
+    assert said.endswith("vision 1.00 s, prefill 1.00 s, a token 1 ms")
+
+
+def test_answers_side_by_side_are_as_many_as_one_by_one():
+    flash = tiny_model()
+    result = compare_batch(Stages(flash, SIZES), 3, runs=2)
+    row = read_prompt(
+        flash.model, Stages(flash, SIZES).preprocess(), Sampling(max_new_tokens=SIZES.new)
+    )
+    for _ in generate(flash.model, [row], Sampling(), flash.stop_ids):
+        pass
+    assert (result["rows"], result["tokens"]) == (3, 3 * len(row.ids))
+    together, alone = result["together"]["seconds"], result["one by one"]["seconds"]
+    assert result["ratio"] == together / alone
+    assert "3 pictures and questions" in report.batch({"batch": result})
+
+
 def test_a_model_loses_nothing_against_itself():
     stages = Stages(tiny_model(), SIZES)
-    loss = int8_loss(stages, stages.flash)
-    assert (loss["largest_difference"], loss["equal_tokens"]) == (0.0, 1.0)
-    assert loss["tokens"] == 128
+    loss = quantization_loss(stages, stages.flash)
+    assert (loss["largest_difference"], loss["mean_difference"]) == (0.0, 0.0)
+    assert (loss["divergence"], loss["equal_tokens"], set(loss["layers"])) == (0.0, 1.0, {0.0})
+    assert loss["tokens"] == 512 - stages.preprocess().input_ids.shape[1]
     assert loss["largest_logit"] > 0
 
 
 def test_another_model_loses():
-    loss = int8_loss(Stages(tiny_model(), SIZES), tiny_model(seed=1))
-    assert loss["largest_difference"] > 0
+    loss = quantization_loss(Stages(tiny_model(), SIZES), tiny_model(seed=1))
+    assert 0 < loss["mean_difference"] < loss["largest_difference"]
+    assert loss["divergence"] > 0
+    assert min(loss["layers"]) > 0.1
     assert loss["relative"] == loss["largest_difference"] / loss["largest_logit"]
     assert loss["equal_tokens"] < 1
 
@@ -327,6 +368,7 @@ def test_the_other_process_ends_with_one_line(tmp_path, monkeypatch, capsys):
         (["--tiles", "8"], "into 1, 3, 4, 5, 6, 7 tiles"),
         (["--prompt", "0"], "--prompt"),
         (["--new", "-1"], "--new"),
+        (["--batch", "1"], "--batch"),
         (["--runs", "0"], "--runs"),
         (["--prompt", "2040", "--new", "9"], "context of 2048"),
         (["--prompt", "many"], "many"),

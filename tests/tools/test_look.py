@@ -126,14 +126,17 @@ def test_the_answer_at_once_is_read_as_the_answer_one_by_one(flash):
 @given(
     st.sampled_from(["trim", "mean", "none", "shuffle"]),
     st.sampled_from(["rows", "columns"]),
+    st.sampled_from(["rows", "columns"]),
     grids,
-    st.booleans(),
+    st.sampled_from(["last", "first", "none"]),
     st.data(),
 )
-def test_a_marked_feature_is_found_at_its_place(stitching, order, grid, thumbnail, data):
+def test_a_marked_feature_is_found_at_its_place(
+    stitching, order, tile_order, grid, thumbnail, data
+):
     """One patch of the tower's output is marked; the compressor folds and orders the tokens."""
     kind = "dynamic" if stitching == "shuffle" else "iss"
-    assumed = {"token_order": order, "thumbnail": thumbnail}
+    assumed = {"token_order": order, "tile_order": tile_order, "thumbnail": thumbnail}
     assumed |= {} if kind == "dynamic" else {"stitching": stitching}
     config = FlashVLConfig.from_dict(tiny_published(kind, **assumed))
     margin, factor = config.stitched_margin, config.compressor.shuffle
@@ -144,22 +147,27 @@ def test_a_marked_feature_is_found_at_its_place(stitching, order, grid, thumbnai
     canvas[y, x] = 1
     padding = ((margin, margin), (margin, margin), (0, 0))
     tiles = [cut_tiles(np.pad(canvas, padding), grid, core)]
-    thumbnail = thumbnail and grid != (1, 1)
-    if thumbnail:
+    has_thumbnail = thumbnail != "none" and grid != (1, 1)
+    if has_thumbnail:
         mark = data.draw(st.tuples(*[st.integers(0, core - 1)] * 2))
         small = np.zeros((core, core, 1), dtype=np.float32)
         small[mark] = 1
         tiles.append(np.pad(small, padding)[None])
-    features = torch.from_numpy(np.concatenate(tiles)).flatten(1, 2)  # (S, N, 1)
+    places = list(range(grid[0] * grid[1]))
+    if tile_order == "columns":
+        places = np.arange(grid[0] * grid[1]).reshape(grid).T.ravel().tolist()
+    if has_thumbnail:
+        places.insert(0 if thumbnail == "first" else len(places), grid[0] * grid[1])
+    features = torch.from_numpy(np.concatenate(tiles)[places]).flatten(1, 2)  # (S, N, 1)
     features = features.expand(-1, -1, config.vision.width)
     tokens = Compressor(config).reduce(features, [grid]).sum(dim=-1).numpy()  # (S, tokens)
     assert tokens.shape[1] == config.tokens_per_tile
 
-    laid, laid_thumbnail = lay_on_picture(tokens, grid, order)
+    laid, laid_thumbnail = lay_on_picture(tokens, grid, config)
     assert laid.shape == (grid[0] * core // factor, grid[1] * core // factor)
     assert np.argwhere(laid).tolist() == [[y // factor, x // factor]]
-    assert (laid_thumbnail is not None) == thumbnail
-    if thumbnail:
+    assert (laid_thumbnail is not None) == has_thumbnail
+    if has_thumbnail:
         wanted = [at // factor for at in mark]
         assert np.argwhere(laid_thumbnail).tolist() == [wanted]
 

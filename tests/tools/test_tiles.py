@@ -23,7 +23,7 @@ from flashvl.tools import tiles
 from flashvl.tools.drawing import ORANGE, WHITE, save
 
 grids = st.tuples(st.integers(1, 3), st.integers(1, 3))
-MODES = ("trim", "mean", "none")
+MODES = ("trim", "mean", "none", "pool")
 
 
 def config_of(kind: str = "iss", **assumptions) -> FlashVLConfig:
@@ -48,7 +48,7 @@ def test_seen_by_is_that_of_a_plain_loop(grid, core, margin):
 @given(grids, st.sampled_from(MODES))
 def test_a_token_is_the_mean_of_as_many_tiles_as_the_compressor_takes(grid, mode):
     """Each tile's features have a channel of their own; the tokens show whose are in them."""
-    config, cells = config_of(stitching=mode, thumbnail=False), grid[0] * grid[1]
+    config, cells = config_of(stitching=mode, thumbnail="none"), grid[0] * grid[1]
     patches = config.vision.side - 2 * (config.tiler.margin // config.vision.patch_size) * (
         mode == "none"
     )
@@ -99,10 +99,10 @@ def test_of_a_tile_the_core_is_plain_and_what_lies_around_it_is_marked():
 def test_any_picture_is_drawn(width, height, kind):
     config = config_of(kind)
     if kind == "dynamic":
-        tiler = dataclasses.replace(config.tiler, max_tiles=40, thumbnail=False)
+        tiler = dataclasses.replace(config.tiler, max_tiles=40, thumbnail="none")
         config = dataclasses.replace(config, tiler=tiler)
     sheet = tiles.draw(picture(width, height), config, "a title")
-    columns = 3 if kind == "iss" else 2
+    columns = 4 if kind == "iss" else 2
     assert sheet.width == columns * (tiles.COLUMN + tiles.GAP) - tiles.GAP + 2 * 24
     assert sheet.height <= tiles.SHEET
     assert sheet.mode == "RGB"

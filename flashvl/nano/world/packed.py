@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ...config import Padding
 from .backgrounds import paint_background
 from .scenes import through_jpeg
 from .things import (
@@ -53,13 +54,21 @@ class PackedTile:
 
 
 def packed_tile(
-    number: int, side: int, patch_size: int, margin: int, things: int, digits: int, cut: int = 0
+    number: int,
+    side: int,
+    patch_size: int,
+    margin: int,
+    things: int,
+    digits: int,
+    padding_mode: Padding = "constant",
+    cut: int = 0,
 ) -> PackedTile:
     """The tile of a number: `side` pixels a side with 1 to `things` things, also cut by its edge.
 
     Half of the things are numbers of 1 to `digits` digits; with 0 digits all are objects. At each
-    side the tile may end in `margin` patches of padding, as tiles at a picture's border do. At
-    last `cut` patches are cut off all around, for a tower that sees no margin.
+    side the tile may end in `margin` patches of padding, as tiles at a picture's border do; what
+    the border cuts may go on in it, but without its name. At last `cut` patches are cut off all
+    around, for a tower that sees no margin.
     """
     random = np.random.default_rng(number)
     left, top, right, bottom = (margin * (random.random() < 0.4) for _ in range(4))  # of padding
@@ -77,16 +86,18 @@ def packed_tile(
     if random.random() < 0.25:
         picture = through_jpeg(picture, random)
     padding = np.array(((top, bottom), (left, right), (0, 0)))  # in patches
-    pixels = np.pad(np.asarray(picture), padding * patch_size, mode="edge")  # (side, side, 3)
+    # Mirrored pixels, in patches: a mirror between two of them is the nearest there is.
+    mode: Padding = "symmetric" if padding_mode == "reflect" else padding_mode
+    pixels = np.pad(np.asarray(picture), padding * patch_size, padding_mode)  # (side, side, 3)
     cells = np.asarray(inside.resize((columns * CELLS, rows * CELLS), Image.Resampling.BOX)) / 255
-    cells = np.pad(cells, padding[:2] * CELLS, mode="edge")  # (s * CELLS, s * CELLS)
+    cells = np.pad(cells, padding[:2] * CELLS, mode)  # (s * CELLS, s * CELLS)
     cells = cells.reshape(side // patch_size, CELLS, -1, CELLS).transpose(0, 2, 1, 3)
     outlines = cells.reshape(*cells.shape[:2], -1).astype(np.float32)  # (s, s, CELLS**2)
     unseen = max(cut - left, 0) * size[0] / columns
     names, colors, places, boxes = _label_patches(placed, size, rows, columns, unseen)
     outside = np.pad(np.zeros((rows, columns), bool), padding[:2], constant_values=True)  # (s, s)
-    names, colors = (np.pad(one, padding[:2], mode="edge") for one in (names, colors))
-    beyond = outside & (names != 0)  # what the border cuts goes on in the padding without a name
+    names, colors = (np.pad(one, padding[:2], mode) for one in (names, colors))
+    beyond = outside & (names != 0)
     names[beyond] = colors[beyond] = IGNORED
     places = np.pad(places, padding[:2], constant_values=IGNORED)
     boxes = np.pad(boxes, padding)

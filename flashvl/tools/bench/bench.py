@@ -33,7 +33,7 @@ from . import report
 from .ceilings import Ceilings, measure_ceilings
 from .measure import Timing, describe, take_turns
 from .memory import measure_memory
-from .peers import compare_compiled, compare_int8, compare_with_transformers
+from .peers import compare_batch, compare_compiled, compare_quantized, compare_with_transformers
 from .random_checkpoint import kept_random_checkpoint
 from .stages import Count, Sizes, Stages, count_stages, grid_of, input_shapes
 
@@ -63,6 +63,8 @@ def check(options: argparse.Namespace) -> None:
     for name in ("tiles", "prompt", "new", "runs"):
         if getattr(options, name) < 1:
             raise ArgumentError(f"--{name} must be at least 1, found {getattr(options, name)}")
+    if options.batch is not None and options.batch < 2:
+        raise ArgumentError(f"--batch must be at least 2, found {options.batch}")
     if options.json is not None:
         check_new(options.json, "--json")
     if options.peer is not None:
@@ -118,8 +120,11 @@ def bench(
         peaks = measure_memory(folder, sizes, device, options.dtype, peer=True)
         show("peer", peer | {"memory": memory_entry(stages, folder, peaks)}, report.peer)
     if options.quantize is not None:
-        int8 = compare_int8(stages, load(quantize=options.quantize), options.runs)
-        show("int8", int8, report.int8)
+        other = load(quantize=options.quantize)
+        found = compare_quantized(stages, other, options.quantize, options.runs)
+        show("quantized", found, report.quantized)
+    if options.batch is not None:
+        show("batch", compare_batch(stages, options.batch, options.runs), report.batch)
     if options.compile:
         compiled = load()
         compiled.compile()

@@ -1,11 +1,11 @@
-"""What a model is held against: transformers with the same weights, int8 weights, torch.compile.
+"""What a model is held against: transformers with the same weights, quantized ones, compiling.
 
 Both sides run by turns in one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ...chat import FlashVL
-from ...generation.generate import joint_cache, read_prompt
+from ...generation.generate import generate, joint_cache, read_prompt
 from ...generation.sampling import Sampling
+from ...model.recording import recorded
 from ...terminal import end_progress, show_progress
 from ..transformers_modules import Published, build_decoder, build_tower, import_transformers
 from .ceilings import MEASURED
 from .measure import compare, multiplies_bfloat16, seconds_of
 from .stages import Stages
 
-LOSS_TOKENS = 128  # over which int8 weights are held against the plain ones
+LOSS_TOKENS = 512  # over which quantized weights are held against the plain ones
 
 
 def compare_with_transformers(stages: Stages, folder: Path, runs: int) -> dict[str, Any]:
@@ -111,48 +112,96 @@ class PeerDecoder:
         return output.logits[:, -1]  # (1, V)
 
 
-def compare_int8(stages: Stages, quantized: FlashVL, runs: int) -> dict[str, Any]:
-    """Decode with int8 weights: the times of a token, their ratio, and what the weights lose."""
-    other = Stages(quantized, stages.sizes)
-    sides = {"int8": other.decode, "flashvl": stages.decode}
-    decode = compare("decode", sides, runs, stages.flash.model.device, steps=stages.sizes.new)
-    return {"decode": decode, "loss": int8_loss(stages, quantized)}
+def compare_quantized(stages: Stages, quantized: FlashVL, form: str, runs: int) -> dict[str, Any]:
+    """Prefill and decode with quantized weights: both times, and what the weights lose."""
+    device, other = stages.flash.model.device, Stages(quantized, stages.sizes)
+    result: dict[str, Any] = {"form": form}
+    for name in ("prefill", "decode"):
+        sides = {form: other.by_name[name], "flashvl": stages.by_name[name]}
+        result[name] = compare(name, sides, runs, device, stages.sizes.steps(name))
+    return result | {"loss": quantization_loss(stages, quantized)}
 
 
 @torch.inference_mode()
-def int8_loss(stages: Stages, quantized: FlashVL) -> dict[str, Any]:
+def quantization_loss(stages: Stages, quantized: FlashVL) -> dict[str, Any]:
     """Both models read a picture, a question and the plain model's own greedy answer.
 
     Compared are the logits of each token of the answer, as many as `LOSS_TOKENS` or the context
-    allows: the largest difference, also as a share of the largest logit, and how often both
-    find the same token likeliest.
+    allows: the differences, the largest also as a share of the largest logit; the Kullback-Leibler
+    divergence of what the quantized model expects from what the plain one does, in nats a token;
+    how often both find the same token likeliest; and of each layer's output the error's share of
+    its size.
     """
     prompt, sampling = stages.preprocess(), Sampling(max_new_tokens=LOSS_TOKENS)
-    rows = [read_prompt(flash.model, prompt, sampling) for flash in (stages.flash, quantized)]
+    both = (stages.flash.model, quantized.model)
+    rows = [read_prompt(model, prompt, sampling) for model in both]
     steps = [
         flash.begin_decode(flash.model, joint_cache(flash.model, [row]))
         for flash, row in zip((stages.flash, quantized), rows)
     ]
-    logits, tokens = [row.logits for row in rows], rows[0].limit  # logits 2 x (1, V)
-    largest = scale = 0.0
-    equal = 0
-    for number in range(1, tokens + 1):
-        show_progress(f"int8: token {number} of {tokens} compared", (number - 1) / tokens)
-        plain, int8 = (one.float() for one in logits)  # 2 x (1, V)
-        largest = max(largest, (plain - int8).abs().max().item())
-        scale = max(scale, plain.abs().max().item())
-        token = plain.argmax(dim=-1, keepdim=True)  # (1, 1)
-        equal += int(token.item() == int8.argmax().item())
-        if number < tokens:
-            logits = [step(token) for step in steps]
+    layers = [f"layers.{number}" for number in range(len(both[0].decoder.layers))]
+    tokens = rows[0].limit
+    logits = [row.logits for row in rows]  # 2 x (1, V)
+    differences, divergences, errors = [], [], []
+    largest_logit, equal = 0.0, 0
+    with recorded(both[0].decoder, layers) as as_is, recorded(both[1].decoder, layers) as rounded:
+        for number in range(1, tokens + 1):
+            show_progress(f"loss: token {number} of {tokens}", (number - 1) / tokens)
+            plain, other = (one.double() for one in logits)  # 2 x (1, V)
+            differences.append((plain - other).abs())  # (1, V)
+            expected = plain.log_softmax(-1)  # (1, V)
+            divergences.append((expected.exp() * (expected - other.log_softmax(-1))).sum().item())
+            largest_logit = max(largest_logit, plain.abs().max().item())
+            token = plain.argmax(dim=-1, keepdim=True)  # (1, 1)
+            equal += int(token.item() == other.argmax().item())
+            if number < tokens:
+                logits = [step(token) for step in steps]
+                errors.append([relative_error(rounded[name], as_is[name]) for name in layers])
     end_progress()
+    largest = max(one.max().item() for one in differences)
     return {
         "tokens": tokens,
         "largest_difference": largest,
-        "largest_logit": scale,
-        "relative": largest / scale,
+        "mean_difference": sum(one.mean().item() for one in differences) / tokens,
+        "largest_logit": largest_logit,
+        "relative": largest / largest_logit,
+        "divergence": sum(divergences) / tokens,
         "equal_tokens": equal / tokens,
+        "layers": [sum(layer) / len(layer) for layer in zip(*errors)],
     }
+
+
+def relative_error(found: Tensor, wanted: Tensor) -> float:
+    return ((found - wanted).float().norm() / wanted.float().norm()).item()
+
+
+def compare_batch(stages: Stages, rows: int, runs: int) -> dict[str, Any]:
+    """Pictures with a question each, from picture to answer: side by side, and one by one.
+
+    Each answer has as many tokens as decode's, unless it ends before.
+    """
+    flash, sampling = stages.flash, Sampling(max_new_tokens=stages.sizes.new)
+    tokens: list[int] = []
+
+    def answer(numbers: Sequence[int | None]) -> int:
+        """-> how many tokens all answers have."""
+        read = [
+            read_prompt(flash.model, stages.preprocess(), sampling, number=one) for one in numbers
+        ]
+        for _ in generate(flash.model, read, sampling, flash.stop_ids, flash.begin_decode):
+            pass
+        return sum(len(row.ids) for row in read)
+
+    def together() -> None:
+        tokens.append(answer(range(1, rows + 1)))
+
+    def one_by_one() -> None:
+        for _ in range(rows):
+            answer([None])
+
+    sides = {"together": together, "one by one": one_by_one}
+    found = compare(f"{rows} answers", sides, runs, flash.model.device)
+    return found | {"rows": rows, "tokens": tokens[-1]}
 
 
 def compare_compiled(stages: Stages, compiled: FlashVL, runs: int) -> dict[str, Any]:

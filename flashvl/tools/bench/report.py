@@ -7,6 +7,10 @@ from typing import Any
 from ...terminal import table
 from ..trace.report import short
 
+# The stages before an answer's first token is known.
+FIRST_WORD = ("preprocess", "vision", "compressor", "prefill")
+# An H100 SXM, a second: dense operations in bfloat16, bytes of its memory. Source: data sheet.
+H100_OPERATIONS, H100_BYTES = 989e12, 3.35e12
 NOTE = (
     "Bytes and operations by count; peak: of memory so far, above the process without weights, "
     "each stage run once."
@@ -53,8 +57,24 @@ def stages(result: dict[str, Any]) -> str:
                 f"{short(entry['peak_bytes'])}B",
             )
         )
-    decode = result["stages"]["decode"]["seconds"]
-    return f"{table(rows)}\n{NOTE}\ndecode: {1 / decode:.2f} tokens/s"
+    found = result["stages"]
+    first = sum(found[name]["seconds"] for name in FIRST_WORD)
+    speed = 1 / found["decode"]["seconds"]
+    said = f"from the picture to the first word: {duration(first)}; then {speed:.2f} tokens/s"
+    return f"{table(rows)}\n{NOTE}\n{said}\n{estimate(found)}"
+
+
+def estimate(found: dict[str, Any]) -> str:
+    """What the counts would take on a card that was not at hand, if it reached its data sheet."""
+    seconds = {
+        name: max(entry["operations"] / H100_OPERATIONS, entry["bytes"] / H100_BYTES)
+        for name, entry in found.items()
+    }
+    said = ", ".join(f"{name} {duration(seconds[name])}" for name in ("vision", "prefill"))
+    return (
+        f"by count alone, not measured, an H100 needs at least: {said}, a token "
+        f"{duration(seconds['decode'])}"
+    )
 
 
 def share(entry: dict[str, Any]) -> str:
@@ -94,14 +114,37 @@ def peer(result: dict[str, Any]) -> str:
     return f"{table(rows)}\npeak memory of transformers in float32: {theirs}"
 
 
-def int8(result: dict[str, Any]) -> str:
-    decode, loss = result["int8"]["decode"], result["int8"]["loss"]
+def quantized(result: dict[str, Any]) -> str:
+    found = result["quantized"]
+    form, loss, layers = found["form"], found["loss"], found["loss"]["layers"]
+    rows = [("stage", form, "as stored", f"{form} takes")]
+    for stage in ("prefill", "decode"):
+        sides = found[stage]
+        rows.append((stage, spread(sides[form]), spread(sides["flashvl"]), ratio(stage, sides)))
+    differs = f"{loss['mean_difference']:.3g} in the mean, {loss['largest_difference']:.3g} at most"
+    lines = [
+        table(rows),
+        f"loss over {loss['tokens']} tokens: a logit differs by {differs}, which is "
+        f"{loss['relative']:.2%} of the largest logit;",
+        f"divergence {loss['divergence']:.3g} nats a token; {loss['equal_tokens']:.1%} of the "
+        "greedy tokens are equal",
+    ]
+    if layers:
+        lines.append(
+            f"error of the layers: {layers[0]:.2%} in the first, {layers[-1]:.2%} in the last"
+        )
+    return "\n".join(lines)
+
+
+def batch(result: dict[str, Any]) -> str:
+    found = result["batch"]
+    rows = [("way", "all answers", "tokens/s in all")]
+    for way in ("together", "one by one"):
+        speed = found["tokens"] / found[way]["seconds"]
+        rows.append((way, spread(found[way]), f"{speed:.2f}"))
     return (
-        f"decode with int8 weights: {spread(decode['int8'])} a token, without "
-        f"{spread(decode['flashvl'])}: {ratio('decode', decode)}\n"
-        f"loss over {loss['tokens']} tokens: the largest difference of a logit is "
-        f"{loss['largest_difference']:.3g}, {loss['relative']:.2%} of the largest logit; "
-        f"{loss['equal_tokens']:.1%} of the greedy tokens are equal"
+        f"{table(rows)}\n{found['rows']} pictures and questions, {found['tokens']} new tokens: "
+        f"together {1 / found['ratio']:.2f} x as fast"
     )
 
 

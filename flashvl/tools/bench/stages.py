@@ -115,7 +115,7 @@ def grid_of(tiles: int, tiler: TilerConfig) -> Grid:
     if tiles not in grids:
         raise ArgumentError(
             f"this model cuts a picture into {', '.join(map(str, grids))} tiles"
-            + (", the thumbnail included" if len(grids) > 1 and tiler.thumbnail else "")
+            + (", the thumbnail included" if len(grids) > 1 and tiler.thumbnail != "none" else "")
             + f"; found {tiles}"
         )
     return grids[tiles]

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ...assumptions import FIELDS, in_words
 from ...chat import FlashVL
 from ...checkpoint.files import read_headers
 from ...checkpoint.hub import find_model, is_repository, published_models
-from ...checkpoint.published import read_config
+from ...checkpoint.published import Assumptions, read_assumptions, read_config
 from ...config import FlashVLConfig
 from ...device import device_failure_as_error
 from ...errors import ArgumentError
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         if options.dry:
             image = None if options.image is None else load_image(options.image)
             text_tokens = TEXT_TOKENS if options.prompt is None else options.prompt
-            model = model_of_shapes(options.model, options.dtype)
+            model = model_of_shapes(options.model, options.dtype, options.assumptions)
             result = trace_shapes(model, image, text_tokens, **limits)
             if options.model in published_models():
                 result["notes"] += unsettled(model.config)
@@ -58,7 +59,11 @@ def run(options: argparse.Namespace) -> None:
             image = load_image(options.image)
             question = QUESTION if options.question is None else options.question
             flash = FlashVL.from_pretrained(
-                options.model, options.device, options.dtype, options.revision
+                options.model,
+                options.device,
+                options.dtype,
+                options.revision,
+                options.assumptions,
             )
             result = trace(flash, image, question, **limits)
     result = {"model": options.model, **result}
@@ -180,12 +185,16 @@ def shapes_of_prompt(config: FlashVLConfig, image: Image.Image, text_tokens: int
     """What `FlashVL.prepare` gives, on the meta device, where ids have a count and no values."""
     tiles, grid = tile_image(image, config.tiler)  # (S, height, width, C)
     pixels = normalize(tiles, config.tiler.mean, config.tiler.std)  # (S, C, height, width)
-    per_tile = config.tokens_per_tile + len(config.prompt.slice_markers or ())
-    input_ids = torch.empty(1, text_tokens + len(tiles) * per_tile, dtype=torch.long)  # (1, T)
+    image_tokens = len(tiles) * config.tokens_per_tile
+    marked = {"none": 0, "picture": 1}.get(str(config.prompt.slice_markers), len(tiles))
+    tokens = text_tokens + image_tokens + 2 * marked
+    input_ids = torch.empty(1, tokens, dtype=torch.long)  # (1, T)
     return Prompt(input_ids, pixels, [grid]).to(torch.device("meta"))
 
 
-def model_of_shapes(name: str, dtype: str = "auto") -> FlashVLModel:
+def model_of_shapes(
+    name: str, dtype: str = "auto", assumptions: Assumptions = None
+) -> FlashVLModel:
     """A model on the meta device; of a published one the config comes from published.json.
 
     `dtype` "auto": that of the published files. Raises `CheckpointError`, `ConfigError` or
@@ -193,9 +202,10 @@ def model_of_shapes(name: str, dtype: str = "auto") -> FlashVLModel:
     """
     if not is_repository(name):
         folder = find_model(name)
-        config = read_config(folder, read_headers(folder))
+        config = read_config(folder, read_headers(folder), assumptions)
     elif name in published_models():
         config = FlashVLConfig.from_dict(published_models()[name]["config"])
+        config = config.with_assumptions(read_assumptions(assumptions))
     else:
         raise ArgumentError(
             f"without the network the shapes of {name} are not known; use nano, a folder, or one "
@@ -273,16 +283,14 @@ def idle_weights(recorder: Recorder) -> list[str]:
 def unsettled(config: FlashVLConfig) -> list[str]:
     """What the counts of a published model rest on that no published file settles."""
     tiler = config.tiler
-    assumed, reported = ["the tower's last layer gives the features"], []
+    names, reported = ["feature_layer"], []
     if config.vision.architecture == "aimv2":
         reported += [f"tiles of {tiler.tile_size} pixels", "the tower's mathematics"]
-        assumed += [
-            f"at most {tiler.max_tiles} tiles in the grid of the closest aspect ratio",
-            "a thumbnail after several tiles",
-            "no markers around a tile",
-        ]
+        names += ["max_tiles", "grid", "thumbnail", "slice_markers"]
     if tiler.margin:
         reported.append(f"{config.tokens_per_tile} tokens a tile")
-        assumed.append(f"stitching {tiler.stitching}")
+        names.append("stitching")
+    values, layers = config.assumptions, config.vision.layers
+    assumed = [f"{FIELDS[name].label} ({in_words(name, values[name], layers)})" for name in names]
     lines = [("assumed", assumed), ("reported by a third party", reported)]
     return [f"{how}: {', '.join(facts)}" for how, facts in lines if facts]
