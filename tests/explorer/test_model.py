@@ -34,7 +34,7 @@ from flashvl.tools.look import attention_weights
 pytestmark = needs_node
 
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-STITCHING = ("trim", "mean", "none")  # those that the page has
+STITCHING = ("trim", "mean", "none", "pool")  # those that the page has
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,31 @@ def test_tiles_and_grids_are_pythons(tmp_path, nano):
             for height, width in [(50, 80), (300, 110), (97, 400), (100, 100)]:
                 tiler = dataclasses.replace(config.tiler, padding=padding, stitching=stitching)
                 if number % 2:  # a tiler of other sizes: cores of 4 pixels in margins of 7
-                    tiler = dataclasses.replace(tiler, tile_size=18, margin=7, thumbnail=False)
+                    tiler = dataclasses.replace(tiler, tile_size=18, margin=7, thumbnail="none")
                 image = noise(height, width, number)
                 changed = dataclasses.asdict(dataclasses.replace(config, tiler=tiler, source={}))
+                changed["tiler"]["height_first"] = resizes_height_first()
+                wanted.append(tile_image(image, tiler))
+                cases.append({"picture": picture_of(image), "config": changed})
+    found = run_in_node(tmp_path, "tiles", cases=cases)
+    for (tiles, grid), result in zip(wanted, found, strict=True):
+        assert tuple(result["grid"]) == grid
+        assert np.array_equal(np.stack([bytes_of(one) for one in result["tiles"]]), tiles)
+
+
+@pytest.mark.parametrize("rule", ["aspect", "resolution", "slices"])
+def test_grids_and_orders_of_tiles_are_pythons(rule, tmp_path, nano):
+    cases, wanted = [], []
+    for number, thumbnail in enumerate(("last", "first", "none")):
+        for tile_order in ("rows", "columns"):
+            tiler = dataclasses.replace(
+                nano.config.tiler, grid=rule, thumbnail=thumbnail, tile_order=tile_order
+            )
+            for height, width in [(50, 80), (300, 110), (97, 400), (100, 100), (30, 31)]:
+                image = noise(height, width, number)
+                changed = dataclasses.asdict(
+                    dataclasses.replace(nano.config, tiler=tiler, source={})
+                )
                 changed["tiler"]["height_first"] = resizes_height_first()
                 wanted.append(tile_image(image, tiler))
                 cases.append({"picture": picture_of(image), "config": changed})
@@ -162,7 +184,9 @@ def test_a_text_that_is_not_cut_or_normalized_stays_whole(tmp_path):
 
 
 def test_prompts_are_pythons(tmp_path, nano):
-    marked = dataclasses.replace(nano.config.prompt, slice_markers=("<|im_start|>", "<|im_end|>"))
+    prompt, tokenizer = nano.config.prompt, nano.tokenizer
+    marked = dataclasses.replace(prompt, slice_markers=("<|im_start|>", "<|im_end|>"))
+    bare = dataclasses.replace(prompt, system=None, image_place="text")
     conversation = [
         {"role": "system", "content": "Short."},
         {"role": "user", "content": "\nWhat is it?"},
@@ -171,15 +195,16 @@ def test_prompts_are_pythons(tmp_path, nano):
     ]
     cases, wanted = [], []
     for messages in (user("What is <|im_end|> this?"), conversation, conversation[1:]):
-        for config in (nano.config.prompt, marked):
+        for config in (prompt, marked, bare):
             for tiles, tokens in ((0, 0), (1, 1), (3, 4)):
-                wanted.append(encode_messages(messages, nano.tokenizer, config, tiles, tokens))
+                wanted.append(encode_messages(messages, tokenizer, config, tiles, tokens))
                 cases.append(
                     {
                         "messages": messages,
                         "config": {
                             "system": config.system,
                             "sliceMarkers": config.slice_markers,
+                            "imagePlace": config.image_place,
                         },
                         "tiles": tiles,
                         "tokensPerTile": tokens,
@@ -281,7 +306,10 @@ def test_every_layer_of_the_three_kinds_is_pytorchs(kind, tmp_path):
     [
         {"stitching": "mean", "token_order": "columns"},
         {"stitching": "none"},
-        {"feature_layer": 0, "padding": "constant", "thumbnail": False},
+        {"feature_layer": 0, "padding": "edge", "thumbnail": "none"},
+        {"stitching": "pool", "tile_order": "columns", "thumbnail": "first"},
+        {"stitching": "mean", "tile_order": "columns", "thumbnail": "first"},
+        {"system": False, "image_place": "text", "slice_markers": "picture"},
         {"padding": "reflect", "slice_markers": ("[PLACEHOLDER_0]", "[PLACEHOLDER_1]")},
     ],
     ids=str,

@@ -1,9 +1,9 @@
 // The compressor: stitching, pixel shuffle, and three linear maps into the decoder's width.
 
 import { LayerNorm, Linear } from "./layers.js";
-import { Tensor, concatenate, gelu, map } from "./tensor.js";
+import { Tensor, gelu, map } from "./tensor.js";
 
-export const STITCHING = ["trim", "mean", "none"];
+export const STITCHING = ["trim", "mean", "none", "pool"];
 
 /** features (S, N, vision width) of one picture of a grid -> tokens (S, T, decoder width). */
 export class Compressor {
@@ -16,21 +16,26 @@ export class Compressor {
     this.output = new Linear(weights.at("output"));
   }
 
-  /** `stitching` and `margin` (in patches) may differ from call to call: no weight knows them. */
-  forward(features, grid, stitching, margin) {
-    let x = this.reduce(features, grid, stitching, margin); // (S, T, shuffle * shuffle * D)
+  /** `config`'s tiler may differ from call to call: no weight knows how tiles are stitched. */
+  forward(features, grid, config) {
+    let x = this.reduce(features, grid, config); // (S, T, shuffle * shuffle * D)
     x = map(this.expand.forward(this.norm.forward(x)), gelu); // (S, T, hidden width)
     return this.output.forward(map(this.hidden.forward(x), gelu)); // (S, T, decoder width)
   }
 
   /** Stitching, then pixel shuffle, before any weight. (S, N, D) -> (S, T, factor² * D). */
-  reduce(features, grid, stitching, margin) {
+  reduce(features, grid, config) {
+    const { stitching } = config.tiler;
+    const margin = config.stitchedMargin;
     if (!STITCHING.includes(stitching)) throw new Error(`there is no stitching mode ${stitching}`);
     const [S, N, D] = features.shape;
     const side = Math.sqrt(N);
     let x = features.reshape(S, side, side, D); // (S, side, side, D)
     if (stitching === "mean" && margin > 0) {
-      x = averageMargins(x, grid, margin); // (S, core, core, D)
+      x = averageMargins(x, grid, margin, config.tiler.order(grid)); // (S, core, core, D)
+    } else if (stitching === "pool") {
+      const core = Math.floor(config.tiler.coreSize / config.vision.patchSize);
+      x = averageWindows(x, core); // (S, core, core, D)
     } else {
       x = trimMargins(x, margin); // (S, core, core, D)
     }
@@ -59,36 +64,62 @@ export function trimMargins(features, margin) {
 }
 
 /**
+ * The stitching mode `pool`: all patches are averaged down to the core's size.
+ *
+ * Along a side, place i is the mean of the patches from i * side / core, rounded down, to
+ * (i + 1) * side / core, rounded up. (S, side, side, D) -> (S, core, core, D).
+ */
+export function averageWindows(features, core) {
+  const [S, side, , D] = features.shape;
+  const pooled = new Tensor([S, core, core, D]);
+  const ends = (i) => [Math.floor((i * side) / core), Math.ceil(((i + 1) * side) / core)];
+  for (let r = 0; r < pooled.rows; r++) {
+    const [s, v, u] = [Math.floor(r / core ** 2), Math.floor(r / core) % core, r % core];
+    const [[top, bottom], [left, right]] = [ends(v), ends(u)];
+    const out = pooled.row(r);
+    for (let y = top; y < bottom; y++) {
+      for (let x = left; x < right; x++) {
+        const one = features.row((s * side + y) * side + x);
+        for (let d = 0; d < D; d++) out[d] += one[d] / ((bottom - top) * (right - left));
+      }
+    }
+  }
+  return pooled;
+}
+
+/**
  * The stitching mode `mean`: a core token becomes the mean of all that saw its place.
  *
- * A thumbnail after the grid's tiles has no neighbors and is trimmed.
+ * A thumbnail has no neighbors and is trimmed; `order` is that of the tiles, see TilerConfig.
  * (S, side, side, D) of one picture -> (S, core, core, D).
  */
-export function averageMargins(features, [rows, columns], margin) {
+export function averageMargins(features, [rows, columns], margin, order) {
   const [S, side, , D] = features.shape;
   const core = side - 2 * margin;
   const width = columns * core + 2 * margin;
   const total = new Tensor([rows * core + 2 * margin, width, D]);
   const count = new Uint8Array(total.rows);
-  for (let r = 0; r < rows * columns * side ** 2; r++) {
-    const [tile, y, x] = [Math.floor(r / side ** 2), Math.floor(r / side) % side, r % side];
+  for (let r = 0; r < S * side ** 2; r++) {
+    const [s, y, x] = [Math.floor(r / side ** 2), Math.floor(r / side) % side, r % side];
+    const tile = order[s];
+    if (tile === rows * columns) continue; // the thumbnail
     const top = Math.floor(tile / columns) * core;
     const place = (top + y) * width + (tile % columns) * core + x;
     const [sum, one] = [total.row(place), features.row(r)];
     for (let d = 0; d < D; d++) sum[d] += one[d];
     count[place] += 1;
   }
-  const mean = new Tensor([rows * columns, core, core, D]);
+  const mean = trimMargins(features, margin); // (S, core, core, D), of the thumbnail its own
   for (let r = 0; r < mean.rows; r++) {
-    const [tile, y, x] = [Math.floor(r / core ** 2), Math.floor(r / core) % core, r % core];
+    const [s, y, x] = [Math.floor(r / core ** 2), Math.floor(r / core) % core, r % core];
+    const tile = order[s];
+    if (tile === rows * columns) continue;
     const top = Math.floor(tile / columns) * core + margin;
     const place = (top + y) * width + (tile % columns) * core + margin + x;
     const [out, sum] = [mean.row(r), total.row(place)];
     for (let d = 0; d < D; d++) out[d] = sum[d] / count[place];
   }
-  const rest = features.slice(rows * columns, S); // (0 or 1, side, side, D)
-  const thumbnail = trimMargins(rest, margin); // (0 or 1, core, core, D)
-  return concatenate([mean, thumbnail]); // (S, core, core, D)
+  return mean; // (S, core, core, D)
 }
 
 /**

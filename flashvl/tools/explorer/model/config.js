@@ -28,7 +28,19 @@ export class TilerConfig {
   /** How many tiles a picture of this grid has, its thumbnail included. */
   tiles([rows, columns]) {
     const cells = rows * columns;
-    return cells + (this.thumbnail && cells > 1 ? 1 : 0);
+    return cells + (this.thumbnail !== "none" && cells > 1 ? 1 : 0);
+  }
+
+  /**
+   * The numbers of a picture's tiles in the order in which the decoder reads them. Those of the
+   * grid are numbered row by row from 0, and the thumbnail comes after them.
+   */
+  order([rows, columns]) {
+    const cells = rows * columns;
+    const order = Array.from({ length: cells }, (_, tile) => tile);
+    if (this.tileOrder === "columns") order.sort((a, b) => (a % columns) - (b % columns) || a - b);
+    const thumbnail = this.tiles([rows, columns]) > cells ? [cells] : [];
+    return this.thumbnail === "first" ? [...thumbnail, ...order] : [...order, ...thumbnail];
   }
 }
 

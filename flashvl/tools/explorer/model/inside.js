@@ -69,15 +69,16 @@ export function spelled(id, tokenizer) {
  * What each id of a prompt is: [{kind, text, image}].
  *
  * `kind`: system, question, tiles, thumbnail or answer. `image` counts the image tokens from 0;
- * null for text. `tileTokens` is how many of them are the tiles', before the thumbnail's.
+ * null for text. `isThumbnail` says of such a number whether it is one of the thumbnail's.
  */
-export function partsOfPrompt(ids, tokenizer, turnStart, tileTokens) {
-  const turns = ["system", "question", "answer"]; // one question alone
+export function partsOfPrompt(ids, tokenizer, turnStart, isThumbnail) {
+  const starts = ids.filter((id) => id === turnStart).length;
+  const turns = ["system", "question", "answer"].slice(3 - starts); // one question alone
   let [turn, image] = [-1, 0];
   return ids.map((id) => {
     if (id === turnStart) turn += 1;
     if (id >= 0) return { kind: turns[turn], text: spelled(id, tokenizer), image: null };
-    const kind = image < tileTokens ? "tiles" : "thumbnail";
+    const kind = isThumbnail(image) ? "thumbnail" : "tiles";
     return { kind, text: "", image: image++ };
   });
 }

@@ -40,7 +40,7 @@ export class FlashVLModel {
 
   /** features (S, N, vision width) -> image tokens (S, tokens, D), stitched as `config` says. */
   compress(features, grid, config = this.config) {
-    return this.compressor.forward(features, grid, config.tiler.stitching, config.stitchedMargin);
+    return this.compressor.forward(features, grid, config);
   }
 
   /** `forward` for image tokens (S, tokens, D) that are there already, or null. */

@@ -4,15 +4,18 @@ import { TILE_NEXT, TILE_START } from "./config.js";
 
 export const TURN_START = "<|im_start|>";
 export const TURN_END = "<|im_end|>";
+// Of the slice markers; see flashvl/assumptions.py.
+const PLACEHOLDERS = ["[PLACEHOLDER_0]", "[PLACEHOLDER_1]"];
 
 /**
  * A conversation [{role, content}] -> ids of the prompt, up to where the answer begins.
  *
  * With `tiles` > 0 the picture's places stand in the first user turn, before its text and a line
- * break.
+ * break, which the config's `imagePlace` "text" leaves out.
  */
 export function encodeMessages(messages, tokenizer, config, tiles = 0, tokensPerTile = 0) {
-  const system = messages[0].role === "system" ? [] : [{ role: "system", content: config.system }];
+  const stated = messages[0].role === "system" || config.system === null;
+  const system = stated ? [] : [{ role: "system", content: config.system }];
   const [start, end] = [tokenizer.controlId(TURN_START), tokenizer.controlId(TURN_END)];
   const lineBreak = tokenizer.encode("\n");
   let places = pictureIds(tiles, tokensPerTile, tokenizer, config.sliceMarkers);
@@ -23,18 +26,24 @@ export function encodeMessages(messages, tokenizer, config, tiles = 0, tokensPer
     ids.push(start);
     if (role === "user" && places.length > 0) {
       ids.push(...tokenizer.encode("user\n"), ...places);
-      [places, text] = [[], `\n${content}`];
+      [places, text] = [[], (config.imagePlace === "line" ? "\n" : "") + content];
     }
     ids.push(...tokenizer.encode(text), end, ...lineBreak);
   }
   return [...ids, start, ...tokenizer.encode("assistant\n")];
 }
 
-/** The ids that stand for a picture: for each tile -200 and then -201 for all its tokens. */
+/**
+ * The ids that stand for a picture: for each tile -200 and then -201 for all its tokens.
+ *
+ * `markers`: "none", the placeholders around each "tile" or the whole "picture", or two other
+ * control tokens around each tile.
+ */
 export function pictureIds(tiles, tokensPerTile, tokenizer, markers) {
-  let tile = [TILE_START, ...Array(Math.max(tokensPerTile - 1, 0)).fill(TILE_NEXT)];
-  if (markers) {
-    tile = [tokenizer.controlId(markers[0]), ...tile, tokenizer.controlId(markers[1])];
-  }
-  return Array(tiles).fill(tile).flat();
+  const tile = [TILE_START, ...Array(Math.max(tokensPerTile - 1, 0)).fill(TILE_NEXT)];
+  const all = (one) => Array(tiles).fill(one).flat();
+  if (markers === "none" || tiles === 0) return all(tile);
+  const names = typeof markers === "string" ? PLACEHOLDERS : markers;
+  const [first, last] = names.map((name) => tokenizer.controlId(name));
+  return markers === "picture" ? [first, ...all(tile), last] : all([first, ...tile, last]);
 }

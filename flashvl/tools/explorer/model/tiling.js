@@ -2,32 +2,26 @@
 
 import { resize } from "./image.js";
 
-/** A picture -> {tiles, grid}: tiles {height, width, rgb} row by row, the thumbnail last. */
+/** A picture -> {tiles, grid}: tiles {height, width, rgb} in the decoder's order. */
 export function tileImage(image, config) {
-  const grid = chooseGrid(image.height, image.width, config.coreSize, config.maxTiles);
+  const grid = GRID_RULES[config.grid](image.height, image.width, config.coreSize, config.maxTiles);
   const tiles = cutTiles(canvasOf(image, grid, config), grid, config.coreSize);
-  if (config.thumbnail && grid[0] * grid[1] > 1) {
+  const order = config.order(grid);
+  if (order.length > tiles.length) {
     tiles.push(...cutTiles(canvasOf(image, [1, 1], config), [1, 1], config.coreSize));
   }
-  return { tiles, grid };
+  return { tiles: order.map((number) => tiles[number]), grid };
 }
 
 /**
- * The [rows, columns] with at most `maxTiles` cells closest to the picture's aspect ratio.
+ * The rule `aspect`: at most `maxTiles` cells, the closest to the picture's aspect ratio.
  *
  * Of two grids equally close the larger is taken if the picture has more than half of its pixels.
  */
 export function chooseGrid(height, width, coreSize, maxTiles) {
-  const grids = [];
-  for (let rows = 1; rows <= maxTiles; rows++) {
-    for (let columns = 1; columns <= Math.floor(maxTiles / rows); columns++) {
-      grids.push([rows, columns]);
-    }
-  }
-  grids.sort((a, b) => a[0] * a[1] - b[0] * b[1] || a[0] - b[0]);
   let best = [1, 1];
   let bestDifference = Infinity;
-  for (const [rows, columns] of grids) {
+  for (const [rows, columns] of gridsOf(maxTiles)) {
     const difference = Math.abs(columns / rows - width / height);
     const enoughPixels = height * width > 0.5 * rows * columns * coreSize ** 2;
     if (difference < bestDifference || (difference === bestDifference && enoughPixels)) {
@@ -35,6 +29,60 @@ export function chooseGrid(height, width, coreSize, maxTiles) {
     }
   }
   return best;
+}
+
+/** The rule `resolution`: the grid that shows the most pixels, then the one with least waste. */
+export function chooseGridByResolution(height, width, coreSize, maxTiles) {
+  let [best, bestShown, bestWaste] = [null, -Infinity, -Infinity];
+  for (const [rows, columns] of gridsOf(maxTiles)) {
+    const [across, down] = [columns * coreSize, rows * coreSize];
+    const scale = Math.min(across / width, down / height);
+    const fitted = Math.trunc(width * scale) * Math.trunc(height * scale);
+    const shown = Math.min(fitted, width * height);
+    const waste = shown - across * down; // below 0, so that less of it is more
+    if (shown > bestShown || (shown === bestShown && waste > bestWaste)) {
+      [best, bestShown, bestWaste] = [[rows, columns], shown, waste];
+    }
+  }
+  return best;
+}
+
+/**
+ * The rule `slices`: about as many cells as the picture has pixels for, one more or one fewer, of
+ * the closest aspect ratio in the logarithm.
+ */
+export function chooseGridBySlices(height, width, coreSize, maxTiles) {
+  const wanted = Math.min(Math.ceil((height * width) / coreSize ** 2), maxTiles);
+  if (wanted <= 1) return [1, 1];
+  const ratio = Math.log(width / height);
+  let [best, bestDifference] = [null, Infinity];
+  for (const count of [wanted - 1, wanted, wanted + 1]) {
+    if (count <= 1 || count > maxTiles) continue;
+    for (let columns = 1; columns <= count; columns++) {
+      if (count % columns !== 0) continue;
+      const rows = count / columns;
+      const difference = Math.abs(Math.log(columns / rows) - ratio);
+      if (difference < bestDifference) [best, bestDifference] = [[rows, columns], difference];
+    }
+  }
+  return best;
+}
+
+const GRID_RULES = {
+  aspect: chooseGrid,
+  resolution: chooseGridByResolution,
+  slices: chooseGridBySlices,
+};
+
+/** Every [rows, columns] of at most so many cells, the smaller ones first. */
+function gridsOf(maxTiles) {
+  const grids = [];
+  for (let rows = 1; rows <= maxTiles; rows++) {
+    for (let columns = 1; columns <= Math.floor(maxTiles / rows); columns++) {
+      grids.push([rows, columns]);
+    }
+  }
+  return grids.sort((a, b) => a[0] * a[1] - b[0] * b[1] || a[0] - b[0]);
 }
 
 /** The picture resized to the cores of `grid` and padded by the margin on all four sides. */

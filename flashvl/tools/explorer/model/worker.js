@@ -46,11 +46,14 @@ export class Session {
     if (read === null) return;
     const config = this.config.stitchedBy(job.stitching);
     const imageTokens = this.model.compress(read.features, read.grid, config); // (S, tokens, D)
-    const tileTokens = read.grid[0] * read.grid[1] * config.tokensPerTile;
+    const order = config.tiler.order(read.grid);
+    const cells = read.grid[0] * read.grid[1];
+    const isThumbnail = (image) => order[Math.floor(image / config.tokensPerTile)] === cells;
     this.post({
       kind: "tokens",
       number: job.number,
       side: config.tokenSide,
+      tileOrder: order,
       order: config.compressor.tokenOrder,
       tokens: nearestWords(imageTokens, this.model.decoder.embedding, this.words, NEAREST),
     });
@@ -62,7 +65,7 @@ export class Session {
       config.tokensPerTile,
     );
     const turnStart = this.tokenizer.controlId(TURN_START);
-    const parts = partsOfPrompt(ids, this.tokenizer, turnStart, tileTokens);
+    const parts = partsOfPrompt(ids, this.tokenizer, turnStart, isThumbnail);
     this.post({ kind: "prompt", number: job.number, parts });
     await this.answer(job, ids, imageTokens, parts);
   }
@@ -75,14 +78,17 @@ export class Session {
     const read = { ...cut, features: null, attention: [] };
     const { coreSize: core, seenMargin: margin } = tiler;
     const patch = this.config.vision.patchSize;
-    this.post({ kind: "tiles", number, grid: cut.grid, tiles: cut.tiles, core, margin, patch });
+    // The page numbers tiles row by row, and the thumbnail after them.
+    const order = tiler.order(cut.grid);
+    const tiles = order.map((_, tile) => cut.tiles[order.indexOf(tile)]);
+    this.post({ kind: "tiles", number, grid: cut.grid, tiles, core, margin, patch });
     const features = [];
     for (let index = 0; index < cut.tiles.length; index++) {
       if (known === undefined) {
         await this.pause();
         if (number !== this.newest) return null;
-        const tile = [cut.tiles[index]];
-        const pixels = normalize(tile, tiler.mean, tiler.std); // (1, C, height, width)
+        const one = [cut.tiles[index]];
+        const pixels = normalize(one, tiler.mean, tiler.std); // (1, C, height, width)
         const layers = [];
         const watch = (name, tensor) => name.endsWith(".weights") && layers.push(tensor);
         features.push(this.model.vision.forward(pixels, watch)); // (1, N, vision width)
@@ -90,7 +96,8 @@ export class Session {
       }
       const attention = (known ?? read).attention[index];
       const { heads } = this.config.vision;
-      this.post({ kind: "tile", number, index, of: cut.tiles.length, heads, attention });
+      const tile = order[index];
+      this.post({ kind: "tile", number, tile, index, of: cut.tiles.length, heads, attention });
     }
     if (known !== undefined) return known;
     read.features = concatenate(features); // (S, N, vision width)

@@ -1,24 +1,25 @@
-// Where image tokens lie: the picture's tokens in rows and columns over all tiles, then the
-// thumbnail's.
+// Where image tokens lie: the tiles' in rows and columns over the whole picture, and the
+// thumbnail's. Tiles are numbered row by row, and the thumbnail after them.
 
 export class Places {
-  constructor({ grid, side, order, count }) {
+  /** `order` is that of a tile's tokens, `tileOrder` the numbers of the tiles in theirs. */
+  constructor({ grid, side, order, tileOrder }) {
     [this.gridRows, this.gridColumns] = grid;
-    [this.side, this.order] = [side, order];
+    [this.side, this.order, this.tileOrder] = [side, order, tileOrder];
     this.rows = this.gridRows * side;
     this.columns = this.gridColumns * side;
-    this.tileTokens = this.rows * this.columns;
-    this.hasThumbnail = count > this.tileTokens;
-    this.count = count;
+    this.cells = this.gridRows * this.gridColumns;
+    this.hasThumbnail = tileOrder.length > this.cells;
+    this.count = tileOrder.length * side ** 2;
   }
 
   /** {tile, row, column, thumbnail}: of the tiles' tokens all rows are counted from the top. */
   position(token) {
     const { side } = this;
-    const tile = Math.floor(token / side ** 2);
+    const tile = this.tileOrder[Math.floor(token / side ** 2)];
     const [slow, fast] = [Math.floor((token % side ** 2) / side), token % side];
     const [y, x] = this.order === "rows" ? [slow, fast] : [fast, slow];
-    if (token >= this.tileTokens) return { tile, row: y, column: x, thumbnail: true };
+    if (tile === this.cells) return { tile, row: y, column: x, thumbnail: true };
     const row = Math.floor(tile / this.gridColumns) * side + y;
     return { tile, row, column: (tile % this.gridColumns) * side + x, thumbnail: false };
   }
@@ -26,10 +27,11 @@ export class Places {
   token(row, column, thumbnail = false) {
     const { side } = this;
     const tile = thumbnail
-      ? this.gridRows * this.gridColumns
+      ? this.cells
       : Math.floor(row / side) * this.gridColumns + Math.floor(column / side);
     const [y, x] = [row % side, column % side];
-    return tile * side ** 2 + (this.order === "rows" ? y * side + x : x * side + y);
+    const start = this.tileOrder.indexOf(tile) * side ** 2;
+    return start + (this.order === "rows" ? y * side + x : x * side + y);
   }
 
   /** Its part of the picture: left, top, width, height as shares of the picture's. */
@@ -47,8 +49,10 @@ export class Places {
     });
   }
 
-  tileOf(token) {
-    return Math.floor(token / this.side ** 2);
+  /** The tokens of a tile. */
+  tokensOf(tile) {
+    const start = this.tileOrder.indexOf(tile) * this.side ** 2;
+    return Array.from({ length: this.side ** 2 }, (_, i) => start + i);
   }
 
   /** A number for each image token -> those of the tiles (rows * columns), or of the thumbnail. */

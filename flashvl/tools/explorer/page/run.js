@@ -17,11 +17,11 @@ export class Run {
       Object.assign(this, { grid, tiles, core, margin, patch });
     } else if (message.kind === "tile") {
       this.towerHeads = message.heads;
-      this.attention[message.index] = message.attention; // layers x (H, N, N)
+      this.attention[message.tile] = message.attention; // layers x (H, N, N)
     } else if (message.kind === "tokens") {
       this.tokens = message.tokens;
-      const { side, order } = message;
-      this.places = new Places({ grid: this.grid, side, order, count: this.tokens.length });
+      const { side, order, tileOrder } = message;
+      this.places = new Places({ grid: this.grid, side, order, tileOrder });
     } else if (message.kind === "prompt") {
       this.parts = message.parts;
       this.imagePlaces = this.parts.flatMap(({ image }, place) => (image === null ? [] : [place]));

@@ -80,14 +80,12 @@ export class WithoutStation {
       list: places.under(app.scene.shareOf(one)),
       parent: byId("without-objects"),
     }));
-    const cells = places.gridRows * places.gridColumns;
     tiles.forEach((_, tile) => {
       const text =
-        tile < cells
+        tile < places.cells
           ? app.words("without.tile", { tile: tile + 1 })
           : app.words("without.wholeThumbnail");
-      const list = Array.from({ length: places.side ** 2 }, (_, i) => tile * places.side ** 2 + i);
-      this.groups.push({ text, list, parent: byId("without-parts") });
+      this.groups.push({ text, list: places.tokensOf(tile), parent: byId("without-parts") });
     });
     for (const group of this.groups) {
       group.button = element("button", {

@@ -91,6 +91,7 @@ export const WORDS = {
     "tiles.mode.none": "There are no margins: each tile sees its own core alone.",
     "tiles.count": "{rows} × {columns} tiles{thumbnail} · {each} tokens each · {all} image tokens",
     "tiles.count.thumbnail": " and a thumbnail",
+    "tiles.mode.pool": "All patches, the margin's too, are averaged down to as many as a core has.",
     "tiles.compare": "Ask in every mode",
     "tiles.compare.note":
       "The model was trained in the mode {mode}; in the others it works with what it never saw.",
@@ -310,6 +311,7 @@ export const WORDS = {
     "tiles.count":
       "{rows} × {columns} 个图块{thumbnail} · 每个 {each} 个词元 · 共 {all} 个图像词元",
     "tiles.count.thumbnail": "和一张缩略图",
+    "tiles.mode.pool": "所有小片，包括边缘的，平均成核心那么多个。",
     "tiles.compare": "用每种方式各问一次",
     "tiles.compare.note": "模型是用 {mode} 方式训练的；其他方式给它的是从没见过的东西。",
     "tiles.head.mode": "方式",
