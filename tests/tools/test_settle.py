@@ -471,7 +471,7 @@ def test_an_interruption_keeps_what_is_known(erased, tmp_path, capsys, monkeypat
 
     def until_interrupted(self, *arguments):
         passes.append(1)
-        if len(passes) == 4 + 2 + 2 * 10 + 5:  # the way of asking, the times, a field, and some
+        if len(passes) == 2 + 4 + 2 * 10 + 5:  # how long it takes, a field, and some of the next
             raise KeyboardInterrupt
         return real(self, *arguments)
 
