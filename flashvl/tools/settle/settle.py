@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Sequence
+from statistics import mean
 
 import torch
-from PIL import Image
 
 from ...chat import FlashVL
-from ...config import FlashVLConfig
+from ...config import TilerConfig
 from ...device import device_failure_as_error
 from ...errors import ArgumentError
 from ...generation.generate import LAST
@@ -54,21 +55,27 @@ def run(options: argparse.Namespace) -> None:
             f"of this model nothing is open in {', '.join(options.only)}: it has no margin, one "
             "tile alone, or no such control tokens"
         )
-    measure = Measure(flash, ends=options.answers is None)
+    own = options.answers is not None
+    measure, tiler = Measure(flash, ends=not own), flash.config.tiler
+    if own:
+        samples = read_answers(options.answers, flash.tokenizer)
+    else:
+        samples = [scene_sample(index, tiler) for index in range(options.scenes)]
+
+    def measured(values: Values, number: int) -> Measured:
+        return measure(samples[number], values)
+
+    search = Search(flash.config, measured, len(samples), asked, own)
+    interruption, sees = None, None
     with device_failure_as_error("asking the model"):
-        if options.answers is None:
-            samples = choose_scenes(flash, measure, options.scenes)
-        else:
-            samples = read_answers(options.answers, flash.tokenizer)
-
-        def measured(values: Values, number: int) -> Measured:
-            return measure(samples[number], values)
-
-        own = options.answers is not None
-        search = Search(flash.config, measured, len(samples), asked, own)
-        interruption, sees = None, None
         try:
-            print(f"{how_long(flash, measure, search, samples)}\n", flush=True)
+            counts = [operations(flash, one) for one in samples[:COUNTED]]
+            print(what_is_asked(flash, search, samples, mean(counts)), flush=True)
+            seconds = first_passes(measure, search, samples, counts)
+            if not own and ask_briefly(measure, search, tiler):
+                samples[:] = [scene_sample(one, tiler, briefly=True) for one in range(len(samples))]
+            all_of_them = report.duration(search.planned() * seconds)
+            print(f"Here that takes {all_of_them} at most.\n", flush=True)
             search.step = Progress(search)
             search.run()
             if not own:
@@ -104,60 +111,61 @@ def check(options: argparse.Namespace) -> None:
             check_new(file, option)
 
 
-def choose_scenes(flash: FlashVL, measure: Measure, count: int) -> list[Sample]:
-    """The scenes, asked about in the way whose right answers are likelier: plainly or briefly."""
-    tiler = flash.config.tiler
-    losses = [
-        sum(sum(measure(scene_sample(index, tiler, briefly), {}).losses) for index in range(TRIED))
-        for briefly in (False, True)
-    ]
-    briefly = losses[1] < losses[0]
-    return [scene_sample(index, tiler, briefly) for index in range(count)]
-
-
-def how_long(flash: FlashVL, measure: Measure, search: Search, samples: Sequence[Sample]) -> str:
-    """What will be asked, and how long it will take at most, by the time of the first passes.
-
-    Passes differ in their tiles: the time of one is taken in proportion to its operations.
-    """
-    texts = [text_tokens(flash, one) for one in samples[:COUNTED]]
-    pictures = [load_image(one.picture) for one in samples[:COUNTED]]
-    counts = [operations(flash.config, *one) for one in zip(pictures, texts)]
-    start = time.monotonic()
-    for number in range(min(TRIED, len(samples))):
-        search.measure(search.best, number)
-    taken = (time.monotonic() - start) / sum(counts[:TRIED])
-    mean, passes = sum(counts) / len(counts), search.planned()
-    weights = sum(one.nbytes for one in flash.model.parameters())
+def what_is_asked(
+    flash: FlashVL, search: Search, samples: Sequence[Sample], operations: float
+) -> str:
+    """How much there is to do at most, of so many operations a pass, and what memory it takes."""
     questions = sum(len(one.conversations) for one in samples)
-    alternatives = sum(map(len, search.asked.values()))
-    pairs = len(search.pairs())
+    alternatives, pairs = sum(map(len, search.asked.values())), len(search.pairs())
+    weights = sum(one.nbytes for one in flash.model.parameters())
     return (
         f"{questions} questions about {len(samples)} pictures, {alternatives} alternatives of "
         f"{len(search.asked)} fields, {pairs} {'pair' if pairs == 1 else 'pairs'} of fields.\n"
-        f"All fields and pairs once take {passes:,} passes at most, of {mean:.2g} operations each: "
-        f"{report.duration(passes * mean * taken)} here at most.\n"
-        "What is beyond doubt stops early; mostly all is asked twice; --scenes and --only shorten "
-        f"it.\nMemory: {weights / 1e9:.2g} GB of weights, at most {MAX_KEPT_BYTES / 1e9:.2g} GB of "
-        "what the tower made of tiles, and a pass."
+        f"All fields and pairs once take {search.planned():,} passes at most, of {operations:.2g} "
+        "operations each.\nWhat is beyond doubt stops early; mostly all is asked twice; --scenes "
+        f"and --only shorten it.\nMemory: {weights / 1e9:.2g} GB of weights, at most "
+        f"{MAX_KEPT_BYTES / 1e9:.2g} GB of what the tower made of tiles, and a pass."
     )
 
 
-def text_tokens(flash: FlashVL, sample: Sample) -> int:
-    """Tokens of all questions about a picture side by side, the picture's not counted."""
-    return sum(
+def first_passes(
+    measure: Measure, search: Search, samples: Sequence[Sample], counts: Sequence[int]
+) -> float:
+    """Seconds that a pass takes, by a few of them; `counts` are operations of some samples.
+
+    Passes differ in their tiles: their time is taken in proportion to their operations.
+    """
+    show_progress("the first passes tell how long all will take", 0)
+    start, tried = time.monotonic(), counts[:TRIED]
+    for sample, _ in zip(samples, tried):
+        measure(sample, search.best)
+    end_progress()
+    return (time.monotonic() - start) * mean(counts) / sum(tried)
+
+
+def ask_briefly(measure: Measure, search: Search, tiler: TilerConfig) -> bool:
+    """Whether right answers are likelier if the questions ask for short ones in so many words."""
+    plain, brief = (
+        sum(
+            math.fsum(measure(scene_sample(index, tiler, briefly), search.best).losses)
+            for index in range(TRIED)
+        )
+        for briefly in (False, True)
+    )
+    return brief < plain
+
+
+def operations(flash: FlashVL, sample: Sample) -> int:
+    """Of a pass over a picture and all that is asked about it, as `flashvl trace` counts them."""
+    with torch.device("meta"):
+        model = FlashVLModel(flash.config)
+    tokens = sum(
         flash.processor.encode(messages).shape[1] + len(flash.tokenizer.encode(answer))
         for messages, answer in sample.conversations
     )
-
-
-def operations(config: FlashVLConfig, picture: Image.Image, tokens: int) -> int:
-    """Of a pass over a picture and so many tokens of text, as `flashvl trace` counts them."""
-    with torch.device("meta"):
-        model = FlashVLModel(config)
     recorder = Recorder(model, depth=1)
     with recorder:
-        model(*shapes_of_prompt(config, picture, tokens), logits_at=LAST)
+        model(*shapes_of_prompt(flash.config, load_image(sample.picture), tokens), logits_at=LAST)
     return sum(row.operations for row in recorder.stages().values())
 
 
