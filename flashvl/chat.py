@@ -32,7 +32,7 @@ from .generation.generate import (
 )
 from .generation.sampling import Sampling, SamplingOptions
 from .input.image import ImageLike
-from .input.processor import Processor, Prompt
+from .input.processor import Processor, Prompt, TrainingExample
 from .input.prompt import Message
 from .input.tokenizer import Tokenizer
 from .model.network import FlashVLModel
@@ -79,6 +79,21 @@ class FlashVL:
         Raises `ImageError`, `MessageError`.
         """
         return self.processor(image, messages).to(self.model.device)
+
+    def training_example(
+        self, image: ImageLike | None, messages: Sequence[Message]
+    ) -> TrainingExample:
+        """A picture and a conversation that ends with an answer -> what is learned from it.
+
+        What stands before each answer is what `prepare` gives for the conversation up to there.
+        The labels are those of the answers, each with the `<|im_end|>` after it; of `labels[:, 1:]`
+        those that are not -100 are to be predicted by the logits of `input_ids[:, :-1]`. On the
+        model's device. Raises `ImageError`, `MessageError`.
+        """
+        ids, labels, pixels, grids = self.processor.example(image, messages)
+        device = self.model.device
+        pixels = None if pixels is None else pixels.to(device)
+        return TrainingExample(ids.to(device), labels.to(device), pixels, grids)
 
     def chat(
         self,

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import FlashVLConfig, Grid
 from ..errors import DeviceError
 from ..input.processor import normalize
-from ..input.prompt import TURN_END, encode_messages
+from ..input.prompt import IGNORED, encode_example
 from ..input.tiling import tile_image
 from ..input.tokenizer import Tokenizer
 from ..reading import one_line
 from .recipe import Stage
-from .world.packed import IGNORED, packed_tile
+from .world.packed import packed_tile
 from .world.questions import Question, without_picture
 from .world.scenes import Scene, scene, training_number
 
@@ -211,16 +211,14 @@ def encode_conversation(
 
     The labels are the ids of the answers and of the `<|im_end|>` after each, elsewhere IGNORED.
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    messages = []
-    for question in questions:
-        messages.append({"role": "user", "content": question.text})
-        prompt = encode_messages(messages, tokenizer, config.prompt, tiles, config.tokens_per_tile)
-        answer = [*tokenizer.encode(question.answer), tokenizer.control_id(TURN_END)]
-        labels += [IGNORED] * (len(prompt) - len(ids)) + answer
-        ids = prompt + answer
-        messages.append({"role": "assistant", "content": question.answer})
+    messages = [
+        {"role": role, "content": text}
+        for question in questions
+        for role, text in (("user", question.text), ("assistant", question.answer))
+    ]
+    ((ids, labels),) = encode_example(
+        messages, tokenizer, config.prompt, tiles, config.tokens_per_tile
+    )
     return ids, labels
 
 
