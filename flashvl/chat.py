@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .checkpoint.adapter import attach, read_adapter, save_adapter
 from .checkpoint.files import read_headers
 from .checkpoint.hub import find_model
 from .checkpoint.load import check_tensors, load_tensors
@@ -35,6 +36,7 @@ from .input.image import ImageLike
 from .input.processor import Processor, Prompt, TrainingExample
 from .input.prompt import Message
 from .input.tokenizer import Tokenizer
+from .model.lora import loras, merge_loras
 from .model.network import FlashVLModel
 from .reading import read_path, shown
 
@@ -187,12 +189,14 @@ class FlashVL:
         revision: str | None = None,
         assumptions: Mapping[str, Any] | None = None,
         quantize: str | None = None,
+        adapter: str | Path | None = None,
     ) -> FlashVL:
         """Loads "nano", a folder in the published layout, or a repository of the hub.
 
         `dtype` "auto": as stored; on a CPU large bfloat16 weights stay as stored and are multiplied
         as `fast/cpu.py` says, others become float32. `quantize` "int8": the decoder's weights as
         int8, see `fast/int8.py`. `assumptions` overrides fields of `ASSUMPTIONS` in config.py.
+        `adapter` is the folder of a LoRA in PEFT's form, which stands beside weights of any kind.
         Raises `CheckpointError`, `ConfigError`, `DownloadError`, `DeviceError`, `ArgumentError`.
         """
         device = choose_device(device)
@@ -219,6 +223,9 @@ class FlashVL:
         with torch.device("meta"):
             model = FlashVLModel(config)
         check_tensors(model, headers)
+        beside = None
+        if adapter is not None:
+            beside = read_adapter(read_path(adapter, "adapter", CheckpointError), model)
         with device_failure_as_error("loading the weights"):
             load_tensors(model, headers, device, None if fits_to_cpu else stored_as)
             if quantize is not None:
@@ -227,6 +234,8 @@ class FlashVL:
                 quantize_decoder(model)
             if fits_to_cpu:
                 fit_to_cpu(model)
+            if beside is not None:
+                attach(model, beside)
         stop_ids = read_stop_ids(folder, tokenizer)
         return cls(model.eval(), tokenizer, stop_ids, folder)
 
@@ -241,11 +250,28 @@ class FlashVL:
 
         self.begin_decode = compile_model(self.model)
 
+    def merge_adapter(self) -> None:
+        """Adds the adapter, if there is one, into the weights, which are then ordinary ones.
+
+        Raises `ArgumentError` for int8 weights.
+        """
+        merge_loras(self.model)
+
+    def save_adapter(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Writes the adapter alone, in PEFT's form. Raises `CheckpointError`."""
+        base = "" if self.folder is None else str(self.folder)
+        save_adapter(self.model, read_path(folder, "folder", CheckpointError), base, overwrite)
+
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Writes the published layout. Raises `CheckpointError` rather than replace anything.
 
-        With `overwrite` the model that is there goes, and nothing else.
+        With `overwrite` the model that is there goes, and nothing else. An adapter is saved by
+        `save_adapter`, or merged first.
         """
+        if any(loras(self.model)):
+            raise CheckpointError(
+                "the model has an adapter beside its weights; merge it first, or save it alone"
+            )
         dtype = None
         if HAS_FAST_PATHS:
             from .fast.cpu import is_widened

@@ -98,6 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("question", nargs="?", metavar="QUESTION", help="without it: a conversation")
     chat.add_argument("--image", metavar="FILE", help="the picture; none: text alone")
     _add_model(chat)
+    _add_adapter(chat)
     _add_device(chat)
     _add_dtype(chat)
     _add_quantize(chat, "the decoder's weights as int8")
@@ -139,6 +140,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parity.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
+    merge = command(
+        "merge",
+        ".tools.merge",
+        "add an adapter into the weights of its model",
+        "--model nano --adapter runs/mine --out merged",
+    )
+    _add_model(merge)
+    merge.add_argument("--adapter", required=True, metavar="FOLDER", help="a LoRA in PEFT's form")
+    merge.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    _add_dtype(merge, "auto, as the model is stored")
+
     _add_trace(
         command(
             "trace",
@@ -172,6 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument("--image", required=True, metavar="FILE")
     _add_picture_out(look)
     _add_model(look)
+    _add_adapter(look)
     _add_device(look)
     _add_dtype(look)
     _add_max_new_tokens(look, 24)
@@ -210,6 +223,7 @@ def build_parser() -> argparse.ArgumentParser:
         "score", ".nano.score", "count how often a model is right", "--model nano --scenes 1000"
     )
     score.add_argument("--model", default="nano", help='"nano" or a folder (default: nano)')
+    _add_adapter(score)
     score.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
     _add_seed(score, "of the scenes")
     _add_device(score)
@@ -299,6 +313,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         help="score predictions that are there: MODEL_SET.tsv or MODEL_SET.xlsx",
     )
     _add_model(evaluate)
+    _add_adapter(evaluate)
     evaluate.add_argument(
         "--out",
         type=Path,
@@ -341,8 +356,12 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
 
 
-def _add_dtype(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+def _add_dtype(command: argparse.ArgumentParser, help: str | None = None) -> None:
+    command.add_argument("--dtype", default="auto", choices=["auto", *DTYPES], help=help)
+
+
+def _add_adapter(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--adapter", metavar="FOLDER", help="of a LoRA that was trained on it")
 
 
 def _add_quantize(command: argparse.ArgumentParser, help: str) -> None:

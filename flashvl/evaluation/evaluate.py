@@ -87,6 +87,7 @@ def _evaluate(options: argparse.Namespace, together: Processes) -> tuple[dict[st
             options.dtype,
             options.revision,
             quantize=options.quantize,
+            adapter=options.adapter,
         )
         model = os.path.basename(os.path.abspath(options.model)) or "model"
         files = [Answers(options.out, f"{model}_{one.name}", together.rank) for one in tables]
@@ -225,7 +226,8 @@ def _settings(flash: FlashVL, options: argparse.Namespace) -> dict[str, str | No
     """All that the answers depend on, beside the questions."""
     assert flash.folder is not None  # it was loaded
     digest = hashlib.sha256()
-    for file in sorted([*flash.folder.glob("*.json"), *tensor_files(flash.folder)]):
+    adapter = [] if options.adapter is None else sorted(Path(options.adapter).glob("adapter_*"))
+    for file in [*sorted([*flash.folder.glob("*.json"), *tensor_files(flash.folder)]), *adapter]:
         digest.update(file.name.encode())
         with file.open("rb") as opened:
             while piece := opened.read(storage.MEBIBYTE):

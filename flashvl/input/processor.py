@@ -68,11 +68,8 @@ class Processor:
         """
         pixels, grids = self.look(image)
         rows = self.encode_example(messages, 0 if pixels is None else len(pixels))
-        longest = max(len(ids) for ids, _ in rows)
-        input_ids, labels = (
-            torch.tensor([part + [padding] * (longest - len(part)) for part in parts])  # (B, T)
-            for parts, padding in zip(zip(*rows), (0, IGNORED))
-        )
+        input_ids = pad([ids for ids, _ in rows], 0)  # (B, T)
+        labels = pad([its_labels for _, its_labels in rows], IGNORED)  # (B, T)
         if pixels is not None:
             pixels = pixels.repeat(len(rows), 1, 1, 1)  # (S, C, height, width)
         return TrainingExample(input_ids, labels, pixels, grids * len(rows))
@@ -116,6 +113,12 @@ def normalize(tiles: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
     pixels = torch.tensor(tiles).permute(0, 3, 1, 2).float() / 255  # (S, C, height, width)
     channels = (1, -1, 1, 1)
     return (pixels - torch.tensor(mean).view(channels)) / torch.tensor(std).view(channels)
+
+
+def pad(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
+    """Rows of ids -> (B, T), as long as the longest; shorter ones are padded on the right."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[padding] * (longest - len(row))] for row in rows])  # (B, T)
 
 
 def text_ids(input_ids: Tensor) -> Tensor:

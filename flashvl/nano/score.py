@@ -136,7 +136,9 @@ def run(options: argparse.Namespace) -> None:
         )
     if not 0 <= options.seed <= MAX_SEED:
         raise ArgumentError(f"--seed must be from 0 to {MAX_SEED}, found {shown(options.seed)}")
-    flash = FlashVL.from_pretrained(options.model, options.device, quantize=options.quantize)
+    flash = FlashVL.from_pretrained(
+        options.model, options.device, quantize=options.quantize, adapter=options.adapter
+    )
     with device_failure_as_error("scoring"):
         result = score(flash, _numbers_with_progress(options.seed, options.scenes))
     print(as_table(result))

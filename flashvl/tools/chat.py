@@ -20,6 +20,7 @@ def run(options: argparse.Namespace) -> None:
         options.dtype,
         options.revision,
         quantize=options.quantize,
+        adapter=options.adapter,
     )
     if options.compile:
         flash.compile()

@@ -75,7 +75,9 @@ def run(options: argparse.Namespace) -> None:
     """Draws the picture and prints the table. Raises `ImageError`, `ArgumentError`, ..."""
     check_out(options.out)
     image = load_image(options.image)
-    flash = FlashVL.from_pretrained(options.model, options.device, options.dtype, options.revision)
+    flash = FlashVL.from_pretrained(
+        options.model, options.device, options.dtype, options.revision, adapter=options.adapter
+    )
     answer = look(flash, image, options.question, options.max_new_tokens, options.layer)
     layers = "the mean of all layers" if options.layer is None else f"layer {options.layer}"
     words = f"Attention of {options.model}: {layers}, mean of all heads."
