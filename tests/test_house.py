@@ -31,7 +31,7 @@ ARROWS = {
     "fast": {"errors", "model", "checkpoint", "generation"},
     "chat": BOTTOM | {"device", "input", "model", "checkpoint", "generation", "fast"},
     "training": {"errors", "storage", "reading", "terminal", "checkpoint"},
-    "nano": BOTTOM | {"terminal", "storage", "device", "input", "model", "chat", "training"},
+    "nano": BOTTOM | {"terminal", "device", "input", "model", "chat", "training"},
     "evaluation": BOTTOM
     | {
         "storage",
@@ -42,6 +42,7 @@ ARROWS = {
         "checkpoint",
         "generation",
         "chat",
+        "training",
         "nano",
     },
     "tools": BOTTOM

@@ -19,11 +19,12 @@ from ..checkpoint.hub import find_model, published_models
 from ..errors import ArgumentError, FlashVLError, TableError
 from ..reading import one_line, read_json
 from ..terminal import end_progress, show_progress, table
+from ..training.processes import Processes, processes
 from . import nano_set
 from .answers import Answers
 from .files import write_predictions
 from .prompts import prompt_of
-from .runner import Processes, Runner, bundles, processes
+from .runner import Runner, bundles
 from .scores import Predictions, Score, card, score
 from .sets import SETS, find_table, name_of
 from .tables import MISSING, Row, Table, read_predictions
