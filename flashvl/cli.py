@@ -219,6 +219,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
+    _add_finetune(
+        command(
+            "finetune",
+            ".finetuning.finetune",
+            "teach a model with pictures and conversations of your own",
+            "--model nano --data samples.json --images pictures --out runs/mine --lora 8",
+        )
+    )
+
     score = command(
         "score", ".nano.score", "count how often a model is right", "--model nano --scenes 1000"
     )
@@ -294,6 +303,62 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
         "--compile", action="store_true", help="torch.compile against the model as it is"
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")
+
+
+def _add_finetune(finetune: argparse.ArgumentParser) -> None:
+    finetune.description = (
+        f"{finetune.description} With several devices: torchrun --nproc-per-node N -m flashvl "
+        "finetune ..."
+    )
+    _add_model(finetune)
+    finetune.add_argument("--out", required=True, metavar="FOLDER", help="of the run")
+    finetune.add_argument(
+        "--data",
+        metavar="FILE",
+        help="LLaVA's JSON or messages, as a list or a line each; <image> in the first question "
+        "stands for the picture, which is read before that question's text",
+    )
+    finetune.add_argument(
+        "--images", metavar="FOLDER", help="where pictures' paths begin (default: beside the data)"
+    )
+    finetune.add_argument("--lora", type=int, metavar="RANK", help="an adapter learns")
+    finetune.add_argument("--lora-alpha", type=float, metavar="X", help="default: twice the rank")
+    finetune.add_argument(
+        "--lora-pattern",
+        metavar="REGEX",
+        help="of the whole published names of the maps that get one (default: the decoder's)",
+    )
+    finetune.add_argument("--merge", action="store_true", help="write the model, not the adapter")
+    finetune.add_argument(
+        "--train", metavar="PARTS", help="these learn: some of vision,compressor,decoder"
+    )
+    finetune.add_argument("--rate", type=float, metavar="X", help="default: by the model's width")
+    for part in ("vision", "compressor", "decoder"):
+        finetune.add_argument(f"--rate-{part}", type=float, metavar="X", help="its own")
+    finetune.add_argument(
+        "--epochs", type=int, metavar="N", help="default: 3, and 200 steps at least"
+    )
+    finetune.add_argument("--steps", type=int, metavar="N", help="instead of epochs")
+    finetune.add_argument("--batch", type=int, metavar="N", help="samples in a pass (default: 8)")
+    finetune.add_argument("--accumulate", type=int, metavar="N", help="passes a step (default: 1)")
+    finetune.add_argument("--eval", metavar="FILE|SHARE", help="held out, and looked at meanwhile")
+    finetune.add_argument("--eval-every", type=int, metavar="N", help="steps")
+    finetune.add_argument(
+        "--skip-long", action="store_true", help="leave out samples longer than the context"
+    )
+    finetune.add_argument("--optimizer", choices=["adamw", "muon"], help="default: adamw")
+    finetune.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "mixed", "bfloat16"],
+        help="mixed: float32 weights, products in bfloat16; default: auto",
+    )
+    finetune.add_argument(
+        "--checkpointing", action="store_true", help="less memory: layers are computed twice"
+    )
+    finetune.add_argument("--seed", type=int, help="default: 0")
+    finetune.add_argument("--recipe", metavar="FILE", help="stages, in TOML or JSON")
+    finetune.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    _add_device(finetune)
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -77,3 +79,19 @@ def _no_memory(what: str) -> str:
         f"memory ran out while {what}; use a smaller picture or prompt, fewer new tokens, "
         "the dtype bfloat16, or another device"
     )
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The peak of memory so far: of tensors on a CUDA device, else of the process.
+
+    A process's memory includes the parts of mapped files that it has read.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # where `getrusage` counts what the process that started it had
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    import resource  # not there on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -30,7 +30,9 @@ ARROWS = {
     "generation": {"errors", "device", "model", "input", "reading"},
     "fast": {"errors", "model", "checkpoint", "generation"},
     "chat": BOTTOM | {"device", "input", "model", "checkpoint", "generation", "fast"},
-    "training": {"errors", "storage", "reading", "terminal", "checkpoint"},
+    "training": {"errors", "storage", "reading", "terminal", "model", "checkpoint"},
+    "finetuning": BOTTOM
+    | {"storage", "terminal", "device", "input", "model", "checkpoint", "chat", "training"},
     "nano": BOTTOM | {"terminal", "device", "input", "model", "chat", "training"},
     "evaluation": BOTTOM
     | {

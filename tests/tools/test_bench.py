@@ -18,10 +18,11 @@ from flashvl import FlashVLModel
 from flashvl.checkpoint.files import read_headers
 from flashvl.checkpoint.published import read_config
 from flashvl.cli import build_parser, main
+from flashvl.device import peak_bytes
 from flashvl.errors import CheckpointError, FlashVLError
 from flashvl.generation.generate import LAST, new_cache
 from flashvl.tools.bench import ceilings, measure, memory, random_checkpoint, report
-from flashvl.tools.bench.measure import Timing, peak_bytes, take_turns
+from flashvl.tools.bench.measure import Timing, take_turns
 from flashvl.tools.bench.memory import measure_memory
 from flashvl.tools.bench.peers import compare_compiled, int8_loss
 from flashvl.tools.bench.stages import (

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,22 +116,6 @@ def wait_for(device: torch.device) -> None:
     """Returns when the device has done all that it was asked for."""
     if device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(device)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The peak of memory so far: of tensors on a CUDA device, else of the process.
-
-    A process's memory includes the parts of mapped files that it has read.
-    """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":  # where `getrusage` counts what the process that started it had
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    import resource  # not there on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def describe(device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import torch
 from ...chat import FlashVL
 from ...checkpoint.files import read_headers
 from ...checkpoint.published import read_config
-from ...device import choose_device, device_failure_as_error
+from ...device import choose_device, device_failure_as_error, peak_bytes
 from ...errors import DeviceError, FlashVLError
 from ...terminal import end_progress, show_progress
 from ..transformers_modules import (
@@ -28,7 +28,6 @@ from ..transformers_modules import (
     build_tower,
     import_transformers,
 )
-from .measure import peak_bytes
 from .peers import PeerDecoder, run_tower
 from .stages import Sizes, Stages, input_shapes
 
