@@ -140,6 +140,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parity.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
+    assemble = command(
+        "assemble",
+        ".tools.assemble",
+        "put a tower and a decoder together, with a new compressor between them",
+        "--tower aimv2 --decoder qwen --kind iss --out mine",
+    )
+    assemble.add_argument(
+        "--tower", required=True, metavar="FOLDER|REPOSITORY", help="an AIMv2 or a SigLIP"
+    )
+    assemble.add_argument(
+        "--decoder", required=True, metavar="FOLDER|REPOSITORY", help="a Qwen2 or Qwen2.5"
+    )
+    assemble.add_argument("--kind", required=True, choices=["iss", "dynamic", "static"])
+    assemble.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    assemble.add_argument("--compressor-width", type=int, metavar="N", help="of its hidden layers")
+    _add_dtype(assemble, "default: bfloat16, as published")
+    _add_seed(assemble, "of the compressor's values")
+
     merge = command(
         "merge",
         ".tools.merge",

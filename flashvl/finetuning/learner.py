@@ -154,7 +154,8 @@ class Learner:
         total = right = torch.zeros((), device=self.model.device)
         for part in step.parts:
             loss, its_right = self.part_loss(part)
-            (loss / answers).backward()
+            if loss.requires_grad:  # not where the tower alone learns and no picture is
+                (loss / answers).backward()
             total, right = total + loss.detach(), right + its_right
         if self.shards == 1:
             self.together.sum_gradients(
