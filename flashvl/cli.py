@@ -306,7 +306,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     which.add_argument("--model", help="nano, a folder or a repository (default: nano)")
     which.add_argument(
         "--random",
-        choices=["2b", "nano"],
+        choices=["2b", "300m", "nano"],
         help="random weights of these sizes; written once to the user's cache folder",
     )
     _add_count(bench, "--tiles", 1, "of the picture")
@@ -319,6 +319,11 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     _add_quantize(bench, "this against the weights as they are")
     bench.add_argument(
         "--compile", action="store_true", help="torch.compile against the model as it is"
+    )
+    bench.add_argument(
+        "--train",
+        action="store_true",
+        help="a step of training, by turns with transformers and peft, instead of answering",
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")
 

@@ -58,6 +58,8 @@ ARROWS = {
         "generation",
         "fast",
         "chat",
+        "training",
+        "finetuning",
     },
     "cli": {"errors", "config", "terminal", "tools"},
 }

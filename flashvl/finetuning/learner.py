@@ -36,7 +36,7 @@ from .data import Checked
 from .recipe import Recipe
 
 # The highest learning rates at the 2B's width; a narrower model takes proportionally higher ones.
-LORA_RATE, FULL_RATE, WIDTH = 2.5e-4, 2e-5, 1536
+LORA_RATE, FULL_RATE, WIDTH = 5e-4, 2e-5, 1536
 SHOWN_TOKENS = 64  # of an answer
 STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
