@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .checkpoint.adapter import attach, read_adapter, save_adapter
 from .checkpoint.files import read_headers
 from .checkpoint.hub import find_model
 from .checkpoint.load import check_tensors, load_tensors
@@ -32,9 +33,10 @@ from .generation.generate import (
 )
 from .generation.sampling import Sampling, SamplingOptions
 from .input.image import ImageLike
-from .input.processor import Processor, Prompt
+from .input.processor import Processor, Prompt, TrainingExample
 from .input.prompt import Message
 from .input.tokenizer import Tokenizer
+from .model.lora import loras, merge_loras
 from .model.network import FlashVLModel
 from .reading import read_path, shown
 
@@ -79,6 +81,21 @@ class FlashVL:
         Raises `ImageError`, `MessageError`.
         """
         return self.processor(image, messages).to(self.model.device)
+
+    def training_example(
+        self, image: ImageLike | None, messages: Sequence[Message]
+    ) -> TrainingExample:
+        """A picture and a conversation that ends with an answer -> what is learned from it.
+
+        What stands before each answer is what `prepare` gives for the conversation up to there.
+        The labels are those of the answers, each with the `<|im_end|>` after it; of `labels[:, 1:]`
+        those that are not -100 are to be predicted by the logits of `input_ids[:, :-1]`. On the
+        model's device. Raises `ImageError`, `MessageError`.
+        """
+        ids, labels, pixels, grids = self.processor.example(image, messages)
+        device = self.model.device
+        pixels = None if pixels is None else pixels.to(device)
+        return TrainingExample(ids.to(device), labels.to(device), pixels, grids)
 
     def chat(
         self,
@@ -172,13 +189,15 @@ class FlashVL:
         revision: str | None = None,
         assumptions: Assumptions = None,
         quantize: str | None = None,
+        adapter: str | Path | None = None,
     ) -> FlashVL:
         """Loads "nano", a folder in the published layout, or a repository of the hub.
 
         `dtype` "auto": as stored; on a CPU large bfloat16 weights stay as stored and are multiplied
         as `fast/cpu.py` says, others become float32. `quantize` "int8" or "int4": the decoder's
         weights in so many bits, see `fast/quantized.py`. `assumptions` overrides fields of
-        assumptions.py, by a dict or a JSON file. Raises `CheckpointError`, `ConfigError`,
+        assumptions.py, by a dict or a JSON file. `adapter` is the folder of a LoRA in PEFT's form,
+        which stands beside weights of any kind. Raises `CheckpointError`, `ConfigError`,
         `DownloadError`, `DeviceError`, `ArgumentError`.
         """
         device = choose_device(device)
@@ -205,6 +224,9 @@ class FlashVL:
         with torch.device("meta"):
             model = FlashVLModel(config)
         check_tensors(model, headers)
+        beside = None
+        if adapter is not None:
+            beside = read_adapter(read_path(adapter, "adapter", CheckpointError), model)
         with device_failure_as_error("loading the weights"):
             load_tensors(model, headers, device, None if fits_to_cpu else stored_as)
             if quantize is not None:
@@ -213,6 +235,8 @@ class FlashVL:
                 quantize_decoder(model, quantize, headers if fits_to_cpu else None)
             if fits_to_cpu:
                 fit_to_cpu(model)
+            if beside is not None:
+                attach(model, beside)
         stop_ids = read_stop_ids(folder, tokenizer)
         return cls(model.eval(), tokenizer, stop_ids, folder)
 
@@ -227,11 +251,28 @@ class FlashVL:
 
         self.begin_decode = compile_model(self.model)
 
+    def merge_adapter(self) -> None:
+        """Adds the adapter, if there is one, into the weights, which are then ordinary ones.
+
+        Raises `ArgumentError` for int8 weights.
+        """
+        merge_loras(self.model)
+
+    def save_adapter(self, folder: str | Path, overwrite: bool = False) -> None:
+        """Writes the adapter alone, in PEFT's form. Raises `CheckpointError`."""
+        base = "" if self.folder is None else str(self.folder)
+        save_adapter(self.model, read_path(folder, "folder", CheckpointError), base, overwrite)
+
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> None:
         """Writes the published layout. Raises `CheckpointError` rather than replace anything.
 
-        With `overwrite` the model that is there goes, and nothing else.
+        With `overwrite` the model that is there goes, and nothing else. An adapter is saved by
+        `save_adapter`, or merged first.
         """
+        if any(loras(self.model)):
+            raise CheckpointError(
+                "the model has an adapter beside its weights; merge it first, or save it alone"
+            )
         dtype = None
         if HAS_FAST_PATHS:
             from .fast.cpu import is_widened

@@ -122,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("question", nargs="?", metavar="QUESTION", help="without it: a conversation")
     chat.add_argument("--image", metavar="FILE", help="the picture; none: text alone")
     _add_model(chat)
+    _add_adapter(chat)
     _add_device(chat)
     _add_dtype(chat)
     _add_quantize(chat, "the decoder's weights in 8 or 4 bits")
@@ -164,6 +165,35 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parity.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
+    assemble = command(
+        "assemble",
+        ".tools.assemble",
+        "put a tower and a decoder together, with a new compressor between them",
+        "--tower aimv2 --decoder qwen --kind iss --out mine",
+    )
+    assemble.add_argument(
+        "--tower", required=True, metavar="FOLDER|REPOSITORY", help="an AIMv2 or a SigLIP"
+    )
+    assemble.add_argument(
+        "--decoder", required=True, metavar="FOLDER|REPOSITORY", help="a Qwen2 or Qwen2.5"
+    )
+    assemble.add_argument("--kind", required=True, choices=["iss", "dynamic", "static"])
+    assemble.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    assemble.add_argument("--compressor-width", type=int, metavar="N", help="of its hidden layers")
+    _add_dtype(assemble, "default: bfloat16, as published")
+    _add_seed(assemble, "of the compressor's values")
+
+    merge = command(
+        "merge",
+        ".tools.merge",
+        "add an adapter into the weights of its model",
+        "--model nano --adapter runs/mine --out merged",
+    )
+    _add_model(merge)
+    merge.add_argument("--adapter", required=True, metavar="FOLDER", help="a LoRA in PEFT's form")
+    merge.add_argument("--out", required=True, metavar="FOLDER", help="a new folder")
+    _add_dtype(merge, "auto, as the model is stored")
+
     _add_trace(
         command(
             "trace",
@@ -198,6 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument("--image", required=True, metavar="FILE")
     _add_picture_out(look)
     _add_model(look)
+    _add_adapter(look)
     _add_device(look)
     _add_dtype(look)
     _add_max_new_tokens(look, 24)
@@ -265,11 +296,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
+    _add_finetune(
+        command(
+            "finetune",
+            ".finetuning.finetune",
+            "teach a model with pictures and conversations of your own",
+            "--model nano --data samples.json --images pictures --out runs/mine --lora 8",
+        )
+    )
+
     score = command(
         "score", ".nano.score", "count how often a model is right", "--model nano --scenes 1000"
     )
     score.add_argument("--model", default="nano", help='"nano" or a folder (default: nano)')
     _add_assumptions(score)
+    _add_adapter(score)
     score.add_argument("--scenes", type=int, default=1000, metavar="N", help="default: 1000")
     _add_seed(score, "of the scenes")
     _add_device(score)
@@ -325,7 +366,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     which.add_argument("--model", help="nano, a folder or a repository (default: nano)")
     which.add_argument(
         "--random",
-        choices=["2b", "nano"],
+        choices=["2b", "300m", "nano"],
         help="random weights of these sizes; written once to the user's cache folder",
     )
     _add_count(bench, "--tiles", 1, "of the picture")
@@ -341,6 +382,11 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     )
     bench.add_argument(
         "--compile", action="store_true", help="torch.compile against the model as it is"
+    )
+    bench.add_argument(
+        "--train",
+        action="store_true",
+        help="a step of training, by turns with transformers and peft, instead of answering",
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the last line as well")
 
@@ -376,6 +422,62 @@ def _add_settle(settle: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_finetune(finetune: argparse.ArgumentParser) -> None:
+    finetune.description = (
+        f"{finetune.description} With several devices: torchrun --nproc-per-node N -m flashvl "
+        "finetune ..."
+    )
+    _add_model(finetune)
+    finetune.add_argument("--out", required=True, metavar="FOLDER", help="of the run")
+    finetune.add_argument(
+        "--data",
+        metavar="FILE",
+        help="LLaVA's JSON or messages, as a list or a line each; <image> in the first question "
+        "stands for the picture, which is read before that question's text",
+    )
+    finetune.add_argument(
+        "--images", metavar="FOLDER", help="where pictures' paths begin (default: beside the data)"
+    )
+    finetune.add_argument("--lora", type=int, metavar="RANK", help="an adapter learns")
+    finetune.add_argument("--lora-alpha", type=float, metavar="X", help="default: twice the rank")
+    finetune.add_argument(
+        "--lora-pattern",
+        metavar="REGEX",
+        help="of the whole published names of the maps that get one (default: the decoder's)",
+    )
+    finetune.add_argument("--merge", action="store_true", help="write the model, not the adapter")
+    finetune.add_argument(
+        "--train", metavar="PARTS", help="these learn: some of vision,compressor,decoder"
+    )
+    finetune.add_argument("--rate", type=float, metavar="X", help="default: by the model's width")
+    for part in ("vision", "compressor", "decoder"):
+        finetune.add_argument(f"--rate-{part}", type=float, metavar="X", help="its own")
+    finetune.add_argument(
+        "--epochs", type=int, metavar="N", help="default: 3, and 200 steps at least"
+    )
+    finetune.add_argument("--steps", type=int, metavar="N", help="instead of epochs")
+    finetune.add_argument("--batch", type=int, metavar="N", help="samples in a pass (default: 8)")
+    finetune.add_argument("--accumulate", type=int, metavar="N", help="passes a step (default: 1)")
+    finetune.add_argument("--eval", metavar="FILE|SHARE", help="held out, and looked at meanwhile")
+    finetune.add_argument("--eval-every", type=int, metavar="N", help="steps")
+    finetune.add_argument(
+        "--skip-long", action="store_true", help="leave out samples longer than the context"
+    )
+    finetune.add_argument("--optimizer", choices=["adamw", "muon"], help="default: adamw")
+    finetune.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "mixed", "bfloat16"],
+        help="mixed: float32 weights, products in bfloat16; default: auto",
+    )
+    finetune.add_argument(
+        "--checkpointing", action="store_true", help="less memory: layers are computed twice"
+    )
+    finetune.add_argument("--seed", type=int, help="default: 0")
+    finetune.add_argument("--recipe", metavar="FILE", help="stages, in TOML or JSON")
+    finetune.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    _add_device(finetune)
+
+
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     which = evaluate.add_mutually_exclusive_group()
     which.add_argument(
@@ -393,6 +495,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         help="score predictions that are there: MODEL_SET.tsv or MODEL_SET.xlsx",
     )
     _add_model(evaluate)
+    _add_adapter(evaluate)
     evaluate.add_argument(
         "--out",
         type=Path,
@@ -446,8 +549,12 @@ def _add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
 
 
-def _add_dtype(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dtype", default="auto", choices=["auto", *DTYPES])
+def _add_dtype(command: argparse.ArgumentParser, help: str | None = None) -> None:
+    command.add_argument("--dtype", default="auto", choices=["auto", *DTYPES], help=help)
+
+
+def _add_adapter(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--adapter", metavar="FOLDER", help="of a LoRA that was trained on it")
 
 
 def _add_quantize(command: argparse.ArgumentParser, help: str) -> None:

@@ -49,6 +49,10 @@ class TableError(FlashVLError):
     """A table of questions or answers, or a row of it, cannot be read or used."""
 
 
+class DataError(FlashVLError):
+    """A file of samples, or one of them, cannot be learned from."""
+
+
 class ConfigError(FlashVLError):
     """A config file cannot be read, or says something that this code does not build."""
 

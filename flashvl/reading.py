@@ -37,12 +37,7 @@ def read_json(
     refused.
     """
     try:
-        content = json.loads(
-            read_bounded(file, max_bytes).decode("utf-8"),
-            object_pairs_hook=_without_repetition,
-            parse_float=_finite,
-            parse_constant=_finite,
-        )
+        content = STRICT_JSON.decode(read_bounded(file, max_bytes).decode("utf-8"))
     except FileNotFoundError as cause:
         raise error(f"{file.parent} has no {file.name}; it is not a model's folder") from cause
     except OSError as cause:
@@ -68,6 +63,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{shown(text)} is not a finite number")
     return number
+
+
+# Of JSON without what it does not have or leaves open.
+STRICT_JSON = json.JSONDecoder(
+    object_pairs_hook=_without_repetition, parse_float=_finite, parse_constant=_finite
+)
 
 
 class Reader:

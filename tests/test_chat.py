@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import picture, teach_answer, tiny_model, user
+from tiny import picture, teach_answer, tiny_model, tokenizer_of_line_breaks, user
 from torch import nn
 
 from flashvl import FlashVL, FlashVLError, FlashVLModel
@@ -183,3 +183,33 @@ def test_every_error_is_a_flashvl_error_of_one_line():
     ):
         assert issubclass(error, FlashVLError)
         assert str(error("a\nname\r\nof lines")) == "a name of lines"
+
+
+def test_a_training_example_is_the_prompt_and_the_answer(any_flash):
+    messages = [*user("What?"), {"role": "assistant", "content": "A circle."}]
+    ids, labels, pixels, grids = any_flash.training_example(picture(), messages)
+    prompt = any_flash.prepare(picture(), messages[:1])
+    start = prompt.input_ids.shape[1]
+    assert torch.equal(ids[:, :start], prompt.input_ids)
+    assert torch.equal(pixels, prompt.pixels)
+    assert grids == prompt.grids
+    assert (labels[:, :start] == -100).all()
+    assert torch.equal(labels[:, start:], ids[:, start:])
+    assert any_flash.tokenizer.decode(ids[0, start:].tolist()) == "A circle."
+    logits = any_flash.model(ids, pixels, grids)
+    loss = torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:])
+    assert torch.isfinite(loss)
+
+
+def test_rows_of_an_example_are_read_side_by_side():
+    flash = FlashVL(tiny_model().model, tokenizer_of_line_breaks(), [])
+    messages = [*user("a"), {"role": "assistant", "content": "\nb"}]
+    messages += [*user("c"), {"role": "assistant", "content": "d"}]
+    ids, labels, pixels, grids = flash.training_example(picture(), messages)
+    assert len(ids) == len(labels) == len(grids) == 2
+    logits = flash.model(ids, pixels, grids)  # (B, T, V)
+    for row, upto in enumerate((1, 3)):
+        prompt = flash.prepare(picture(), messages[:upto])
+        length = prompt.input_ids.shape[1]
+        assert (labels[row] != -100).nonzero()[0].item() == length
+        torch.testing.assert_close(logits[row, :length], flash.model(*prompt)[0])

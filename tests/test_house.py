@@ -31,9 +31,10 @@ ARROWS = {
     "generation": {"errors", "device", "model", "input", "reading"},
     "fast": {"errors", "terminal", "model", "checkpoint", "generation"},
     "chat": BOTTOM | {"device", "input", "model", "checkpoint", "generation", "fast"},
-    "training": {"errors", "storage", "reading", "terminal", "checkpoint"},
-    "nano": BOTTOM
-    | {"assumptions", "terminal", "storage", "device", "input", "model", "chat", "training"},
+    "training": {"errors", "storage", "reading", "terminal", "model", "checkpoint"},
+    "finetuning": BOTTOM
+    | {"storage", "terminal", "device", "input", "model", "checkpoint", "chat", "training"},
+    "nano": BOTTOM | {"assumptions", "terminal", "device", "input", "model", "chat", "training"},
     "evaluation": BOTTOM
     | {
         "storage",
@@ -44,6 +45,7 @@ ARROWS = {
         "checkpoint",
         "generation",
         "chat",
+        "training",
         "nano",
     },
     "tools": BOTTOM
@@ -59,6 +61,8 @@ ARROWS = {
         "fast",
         "chat",
         "nano",
+        "training",
+        "finetuning",
     },
     "cli": {"errors", "assumptions", "config", "terminal", "tools"},
 }

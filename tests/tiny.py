@@ -111,6 +111,17 @@ def tokenizer_definition() -> dict:
     return json.loads(tokenizer.to_str())
 
 
+def tokenizer_of_line_breaks() -> Tokenizer:
+    """The tiny tokenizer with one token for two line breaks, as Qwen's has it."""
+    definition = tokenizer_definition()
+    model = definition["model"]
+    model["vocab"]["ĊĊ"] = len(model["vocab"])
+    model["merges"].append(["Ċ", "Ċ"])
+    for token in definition["added_tokens"]:
+        token["id"] += 1
+    return Tokenizer(definition)
+
+
 def paths_of(value, path=()) -> list[tuple]:
     """Where a JSON value's parts are; of a long list or object the first few."""
     parts = value.items() if isinstance(value, dict) else enumerate(value)

@@ -80,11 +80,12 @@ def load_tensors(
             else:
                 with open_safetensors(header.file) as file:
                     tensor = file.get_tensor(name).to(device, dtype)
-            _assign(model, our_name(name, vision.architecture, vision.tensor_prefix), tensor)
+            assign(model, our_name(name, vision.architecture, vision.tensor_prefix), tensor)
     if model.config.decoder.tied_head:
         model.decoder.head.weight = model.decoder.embedding.weight
 
 
-def _assign(model: FlashVLModel, name: str, tensor: Tensor) -> None:
+def assign(model: FlashVLModel, name: str, tensor: Tensor) -> None:
+    """Gives a model the weight of this name."""
     module, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(module), attribute, nn.Parameter(tensor))

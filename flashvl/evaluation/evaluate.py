@@ -20,11 +20,12 @@ from ..device import peak_bytes
 from ..errors import ArgumentError, FlashVLError, TableError
 from ..reading import one_line, read_json
 from ..terminal import end_progress, show_progress, table
+from ..training.processes import Processes, processes
 from . import nano_set
 from .answers import Answers
 from .files import write_predictions
 from .prompts import prompt_of
-from .runner import Processes, Runner, bundles, processes
+from .runner import Runner, bundles
 from .scores import Predictions, Score, card, score
 from .sets import SETS, find_table, name_of
 from .tables import MISSING, Table, TableRow, read_predictions
@@ -89,6 +90,7 @@ def _evaluate(options: argparse.Namespace, together: Processes) -> tuple[dict[st
             options.revision,
             options.assumptions,
             quantize=options.quantize,
+            adapter=options.adapter,
         )
         model = os.path.basename(os.path.abspath(options.model)) or "model"
         files = [Answers(options.out, f"{model}_{one.name}", together.rank) for one in tables]
@@ -244,7 +246,8 @@ def _settings(flash: FlashVL, options: argparse.Namespace) -> dict[str, str | No
     """All that the answers depend on, beside the questions."""
     assert flash.folder is not None  # it was loaded
     digest = hashlib.sha256()
-    for file in sorted([*flash.folder.glob("*.json"), *tensor_files(flash.folder)]):
+    adapter = [] if options.adapter is None else sorted(Path(options.adapter).glob("adapter_*"))
+    for file in [*sorted([*flash.folder.glob("*.json"), *tensor_files(flash.folder)]), *adapter]:
         digest.update(file.name.encode())
         with file.open("rb") as opened:
             while piece := opened.read(storage.MEBIBYTE):

@@ -7,16 +7,12 @@ on `batch` alone, so that the number of processes and interruptions change no an
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import distributed
 
 from ..chat import FlashVL
 from ..device import device_failure_as_error
@@ -187,41 +183,3 @@ def load_picture(contents: bytes, reencode: bool) -> np.ndarray:
             raise ImageError(f"its picture cannot become a JPEG: {one_line(error)}") from error
         picture = Image.open(file)
     return np.asarray(picture.convert("RGB"))
-
-
-@dataclass(frozen=True)
-class Processes:
-    """The processes of one run: this one's number, from 0, and how many there are."""
-
-    rank: int
-    count: int
-
-    def wait(self) -> None:
-        """Until all are here. Raises `DeviceError` if one of them has ended."""
-        if self.count > 1:
-            try:
-                distributed.barrier()
-            except RuntimeError as error:
-                raise DeviceError("another process of this run has ended; run it again") from error
-
-    def device(self, name: str) -> str:
-        """Each process on its own CUDA device, if there are several of both."""
-        if self.count > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-            place = int(os.environ.get("LOCAL_RANK", self.rank))
-            return f"cuda:{place % torch.cuda.device_count()}"
-        return name
-
-
-@contextmanager
-def processes() -> Iterator[Processes]:
-    """Those that torchrun has started, or this one alone."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield Processes(0, 1)
-        return
-    # One may have to wait for hours until another has its last answer.
-    distributed.init_process_group("gloo", timeout=timedelta(days=30))
-    try:
-        yield Processes(distributed.get_rank(), count)
-    finally:
-        distributed.destroy_process_group()

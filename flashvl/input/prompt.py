@@ -5,7 +5,8 @@ Source: the LLaVA-NeXT template for Qwen, and the ids -200 / -201 of the publish
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 from ..assumptions import PLACEHOLDERS
@@ -16,6 +17,7 @@ from .tokenizer import Tokenizer
 
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 ROLES = ("system", "user", "assistant")
+IGNORED = -100  # the label of what is not to be predicted; torch's cross-entropy passes over it
 
 # A longer text is refused before it is cut into tokens. Words have some 5 for a token, a line of
 # dashes some 30.
@@ -39,7 +41,61 @@ def encode_messages(
     reads at most, no more messages than that are read, and no more characters than
     `MAX_CHARACTERS_PER_TOKEN` for each. Raises `MessageError`.
     """
-    turns = read_messages(messages, context)
+    turns = read_messages(messages, context, "user")
+    read = _encode_turns(turns, tokenizer, config, tiles, tokens_per_tile, context)
+    ids = list(chain.from_iterable(turn_ids for _, turn_ids in read))
+    return ids + _before_answer(tokenizer)
+
+
+def encode_example(
+    messages: Sequence[Message],
+    tokenizer: Tokenizer,
+    config: PromptConfig,
+    tiles: int = 0,
+    tokens_per_tile: int = 0,
+    context: int | None = None,
+) -> list[tuple[list[int], list[int]]]:
+    """A conversation with its answers -> rows to learn from: ids (T) and labels (T) of each.
+
+    A label is the id itself where it is to be predicted: in an answer and the `<|im_end|>` after
+    it; elsewhere it is `IGNORED`. What stands before an answer is what `encode_messages` gives for
+    the conversation up to there, so that training and answering see the same. One row therefore
+    holds all answers, but for those that begin with a line break and are followed by others: the
+    model reads such an answer in other tokens than it wrote it in, and what follows is another
+    row. Raises `MessageError` as `encode_messages` does, and for an answer without a question.
+    """
+    turns = read_messages(messages, context, "assistant")
+    read = list(_encode_turns(turns, tokenizer, config, tiles, tokens_per_tile, context))
+    opening, end = _before_answer(tokenizer), tokenizer.control_id(TURN_END)
+    rows = []
+    ids: list[int] = []
+    labels: list[int] = []
+    for number, (turn, turn_ids) in enumerate(read, 1):
+        learned = [IGNORED] * len(turn_ids)
+        if turn["role"] == "assistant":
+            answer = [*tokenizer.encode(turn["content"]), end]
+            written = opening + answer
+            stays = turn_ids[: len(written)] == written
+            if number == len(read) or not stays:
+                rows.append((ids + written, labels + [IGNORED] * len(opening) + answer))
+            if stays:
+                learned[len(opening) : len(written)] = answer
+            else:
+                labels = [IGNORED] * len(ids)
+        ids += turn_ids
+        labels += learned
+    return rows
+
+
+def _encode_turns(
+    turns: list[dict[str, str]],
+    tokenizer: Tokenizer,
+    config: PromptConfig,
+    tiles: int,
+    tokens_per_tile: int,
+    context: int | None,
+) -> Iterator[tuple[dict[str, str], list[int]]]:
+    """Each turn of a conversation, a system turn first, and its ids up to the next turn."""
     if turns[0]["role"] != "system" and config.system is not None:
         turns = [{"role": "system", "content": config.system}, *turns]
     if context is not None:
@@ -47,17 +103,19 @@ def encode_messages(
     start, end = tokenizer.control_id(TURN_START), tokenizer.control_id(TURN_END)
     line_break = tokenizer.encode("\n")
     places = picture_ids(tiles, tokens_per_tile, tokenizer, config.slice_markers)
-    ids: list[int] = []
     for turn in turns:
         # Role and text are encoded together, so that a text's first line break merges as published.
         text = f"{turn['role']}\n{turn['content']}"
-        ids.append(start)
+        before = [start]
         if turn["role"] == "user" and places:
-            ids += tokenizer.encode("user\n") + places
+            before += tokenizer.encode("user\n") + places
             between = "\n" if config.image_place == "line" else ""
             places, text = [], between + turn["content"]
-        ids += [*tokenizer.encode(text), end, *line_break]
-    return [*ids, start, *tokenizer.encode("assistant\n")]
+        yield turn, [*before, *tokenizer.encode(text), end, *line_break]
+
+
+def _before_answer(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.control_id(TURN_START), *tokenizer.encode("assistant\n")]
 
 
 def picture_ids(
@@ -78,11 +136,14 @@ def picture_ids(
     return [first, *tile, last] * tiles
 
 
-def read_messages(messages: Any, context: int | None = None) -> list[dict[str, str]]:
-    """A conversation that ends with a user turn, in plain dicts of plain texts.
+def read_messages(
+    messages: Any, context: int | None = None, last: str = "user"
+) -> list[dict[str, str]]:
+    """A conversation that ends with a turn of the role `last`, in plain dicts of plain texts.
 
-    A text may come as a member of an enumeration, which Python writes by its name. Raises
-    `MessageError`, also for more than `context` messages.
+    If that is the assistant's, each answer must follow a user turn. A text may come as a member of
+    an enumeration, which Python writes by its name. Raises `MessageError`, also for more than
+    `context` messages.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise MessageError(
@@ -102,8 +163,14 @@ def read_messages(messages: Any, context: int | None = None) -> list[dict[str, s
         raise MessageError(f"the messages cannot be read: {one_line(error)}") from error
     if not turns:
         raise MessageError("there are no messages; give at least one user turn")
-    if turns[-1]["role"] != "user":
-        raise MessageError("the last message must be a user turn, for the model to answer it")
+    if turns[-1]["role"] != last:
+        if last == "user":
+            raise MessageError("the last message must be a user turn, for the model to answer it")
+        raise MessageError("the last message must be an assistant turn, for it to be learned")
+    for number, (before, turn) in enumerate(pairwise([{}, *turns]), 1):
+        answers = turn["role"] == "assistant" and last == "assistant"
+        if answers and before.get("role") != "user":
+            raise MessageError(f"message {number} is an answer, but no question stands before it")
     return turns
 
 

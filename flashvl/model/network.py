@@ -43,6 +43,7 @@ class FlashVLModel(nn.Module):
                 f"there is no tower {config.vision.architecture}; known: {', '.join(TOWERS)}"
             )
         self.config = config
+        self.computes_in: torch.dtype | None = None  # where that is not the weights' dtype
         self.vision = TOWERS[config.vision.architecture](config.vision)
         self.compressor = Compressor(config)
         self.decoder = Decoder(config.decoder)
@@ -98,7 +99,7 @@ class FlashVLModel(nn.Module):
 
         A LayerNorm's weight tells, for it must have the dtype of what it is given.
         """
-        return self.compressor.norm.weight.dtype
+        return self.computes_in or self.compressor.norm.weight.dtype
 
 
 def image_places(input_ids: Tensor) -> Tensor:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import pickle
-import signal
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..config import FlashVLConfig, Grid
-from ..errors import DeviceError
 from ..input.processor import normalize
-from ..input.prompt import TURN_END, encode_messages
+from ..input.prompt import IGNORED, encode_example
 from ..input.tiling import tile_image
 from ..input.tokenizer import Tokenizer
-from ..reading import one_line
+from ..training.loading import loaded
 from .recipe import Stage
-from .world.packed import IGNORED, packed_tile
+from .world.packed import packed_tile
 from .world.questions import Question, without_picture
 from .world.scenes import Scene, scene, training_number
 
@@ -219,16 +215,14 @@ def encode_conversation(
 
     The labels are the ids of the answers and of the `<|im_end|>` after each, elsewhere IGNORED.
     """
-    ids: list[int] = []
-    labels: list[int] = []
-    messages = []
-    for question in questions:
-        messages.append({"role": "user", "content": question.text})
-        prompt = encode_messages(messages, tokenizer, config.prompt, tiles, config.tokens_per_tile)
-        answer = [*tokenizer.encode(question.answer), tokenizer.control_id(TURN_END)]
-        labels += [IGNORED] * (len(prompt) - len(ids)) + answer
-        ids = prompt + answer
-        messages.append({"role": "assistant", "content": question.answer})
+    messages = [
+        {"role": role, "content": text}
+        for question in questions
+        for role, text in (("user", question.text), ("assistant", question.answer))
+    ]
+    ((ids, labels),) = encode_example(
+        messages, tokenizer, config.prompt, tiles, config.tokens_per_tile
+    )
     return ids, labels
 
 
@@ -254,46 +248,10 @@ def batches(
 ) -> Generator[TileBatch | SceneBatch, None, None]:
     """The batches of the given steps of a stage, drawn in a second process.
 
-    That starts with the first batch and ends when the generator is closed. The same seed gives
-    the same batches, whatever ran before.
+    The same seed gives the same batches, whatever ran before.
     """
     first = stage_number * SPAN
-    data: TileBatches | SceneBatches
     if stage.data == "tiles":
-        data = TileBatches(config, stage, seed, first)
+        yield from loaded(TileBatches(config, stage, seed, first), steps)
     else:
-        data = SceneBatches(config, tokenizer, stage, seed, first)
-    loader = DataLoader(
-        data,
-        sampler=steps,
-        batch_size=None,
-        num_workers=1,
-        prefetch_factor=4,
-        # Through a pipe. A batch that finds no room in shared memory is lost, and waited for.
-        collate_fn=pickle.dumps,
-        worker_init_fn=_leave_interrupts_to_the_loop,
-    )
-    for packed in loader:
-        yield pickle.loads(packed)
-
-
-@contextmanager
-def drawing_failure_as_error() -> Iterator[None]:
-    """Turns the end of the process that draws batches, whenever torch tells it, into an error.
-
-    Raises `DeviceError`.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise DeviceError(
-            f"the process that draws the batches was ended ({one_line(error)}); memory may have "
-            "run out; the run can be resumed"
-        ) from error
-
-
-def _leave_interrupts_to_the_loop(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+        yield from loaded(SceneBatches(config, tokenizer, stage, seed, first), steps)

@@ -141,6 +141,7 @@ def run(options: argparse.Namespace) -> None:
         options.device,
         assumptions=options.assumptions,
         quantize=options.quantize,
+        adapter=options.adapter,
     )
     with device_failure_as_error("scoring"):
         result = score(flash, _numbers_with_progress(options.seed, options.scenes))

@@ -12,8 +12,8 @@ import dataclasses
 import functools
 import os
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -24,8 +24,9 @@ from ..chat import FlashVL
 from ..device import choose_device, device_failure_as_error
 from ..errors import ArgumentError, CheckpointError, shortened
 from ..input.prompt import TURN_END
-from ..reading import MAX_INTEGER, is_integer, one_line, read_path, shown
-from ..storage import LOCK, held
+from ..reading import MAX_INTEGER, is_integer, read_path, shown
+from ..training.folder import LOG, MAX_SHOWN, STATE, kept_for_this_run
+from ..training.loading import loading_failure_as_error
 from ..training.loop import Interrupted, make_optimizers, noted_interrupts, run_stage
 from ..training.progress import Progress, cut_log
 from ..training.state import (
@@ -36,14 +37,9 @@ from ..training.state import (
     save_state,
     take_weights,
 )
-from .data import MAX_SEED, batches, drawing_failure_as_error
+from .data import MAX_SEED, batches
 from .losses import ModelWithLosses
 from .recipe import RECIPES, Recipe, Stage, train_tokenizer, with_stitching
-
-STATE, LOG = "state.safetensors", "log.jsonl"
-# What a run that was killed before its first state may leave in its folder.
-LEFTOVERS = {"state.writing", LOCK}
-MAX_SHOWN = 100  # characters of a folder's name in an error
 
 
 def train(
@@ -77,7 +73,7 @@ def train(
     with (
         kept_for_this_run(folder, resume),
         device_failure_as_error("training"),
-        drawing_failure_as_error(),
+        loading_failure_as_error(),
     ):
         return _train(recipe, folder, seed, where, steps, resume, stitching, tower)
 
@@ -208,36 +204,6 @@ def state_with_tower(folder: Path, stages: int, stitching: str) -> Path:
             "its own"
         )
     return file
-
-
-@contextmanager
-def kept_for_this_run(folder: Path, resume: bool) -> Iterator[None]:
-    """Makes a run's folder and keeps other processes from training there while the context lasts.
-
-    Raises `ArgumentError` if it cannot be used or does not hold what it should.
-    """
-    name = shortened(str(folder), MAX_SHOWN)
-    with ExitStack() as lock:
-        try:
-            if resume and not os.path.isfile(folder / STATE):
-                raise ArgumentError(f"{name} has no {STATE}: there is no run to resume")
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.enter_context(held(folder))
-            names = {one.name for one in folder.iterdir()}
-            if not resume and STATE in names:
-                raise ArgumentError(f"{name} holds a run; resume it or choose another folder")
-            if not resume and not names <= LEFTOVERS:
-                raise ArgumentError(f"{name} is not empty; choose another folder")
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise ArgumentError(f"{name} may not be written; choose another folder")
-        except BlockingIOError as error:
-            raise ArgumentError(f"another process trains in {name}; let it end first") from error
-        except OSError as error:
-            there = os.path.lexists(folder) and not os.path.isdir(folder)
-            reason = error.strerror or one_line(error)
-            reason = "it is a file or a link to nothing, not a folder" if there else reason
-            raise ArgumentError(f"{name} cannot hold a run ({reason})") from error
-        yield
 
 
 def _name_of(recipe: Recipe) -> str:

@@ -21,6 +21,7 @@ def run(options: argparse.Namespace) -> None:
         options.revision,
         options.assumptions,
         quantize=options.quantize,
+        adapter=options.adapter,
     )
     if options.compile:
         flash.compile()

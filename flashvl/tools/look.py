@@ -96,7 +96,12 @@ def run(options: argparse.Namespace) -> None:
     check_out(options.out)
     image = load_image(options.image)
     flash = FlashVL.from_pretrained(
-        options.model, options.device, options.dtype, options.revision, options.assumptions
+        options.model,
+        options.device,
+        options.dtype,
+        options.revision,
+        options.assumptions,
+        adapter=options.adapter,
     )
     answer = look(
         flash, image, options.question, options.max_new_tokens, options.layer, options.head

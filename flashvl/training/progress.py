@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -23,11 +23,20 @@ class Progress:
     """Logs the loss, the share of right labels and the speed of a stage; shows the time left.
 
     `first` is the stage's first step in this process. A line is appended to the log whole or not
-    at all. At the end of the stage a line is printed.
+    at all; without a log nothing is said. `measures` are what a line has beside that. At the end of
+    the stage a line is printed.
     """
 
-    def __init__(self, stage: str, first: int, steps: int, log: Path) -> None:
+    def __init__(
+        self,
+        stage: str,
+        first: int,
+        steps: int,
+        log: Path | None,
+        measures: Callable[[], dict[str, float]] = dict,
+    ) -> None:
         self.stage, self.first, self.steps, self.log = stage, first, steps, log
+        self.measures = measures
         self.start = self.since = time.monotonic()
         self.losses: list[Tensor] = []
         self.shares: list[Tensor] = []
@@ -35,6 +44,8 @@ class Progress:
 
     def add(self, step: int, loss: Tensor, share: Tensor, pictures: int) -> None:
         """Raises `CheckpointError` if the log cannot be written."""
+        if self.log is None:
+            return
         self.losses.append(loss.detach())
         self.shares.append(share)
         self.pictures += pictures
@@ -44,19 +55,16 @@ class Progress:
         now = time.monotonic()
         mean_loss = torch.stack(self.losses).mean().item()
         right = torch.stack(self.shares).mean().item()
-        line = {
-            "stage": self.stage,
-            "step": done,
-            "steps": self.steps,
-            "loss": round(mean_loss, 4),
-            "right": round(right, 4),
-            "pictures_per_second": round(self.pictures / (now - self.since), 1),
-            "seconds": round(now - self.start, 1),
-        }
-        try:
-            append(self.log, f"{json.dumps(line)}\n".encode())
-        except OSError as error:
-            raise _unusable(self.log, error) from error
+        self.note(
+            done,
+            {
+                "loss": round(mean_loss, 4),
+                "right": round(right, 4),
+                "pictures_per_second": round(self.pictures / (now - self.since), 1),
+                "seconds": round(now - self.start, 1),
+                **self.measures(),
+            },
+        )
         text = f"{self.stage}: loss {mean_loss:.3f}, right {right:.1%}"
         if done < self.steps:
             left = (now - self.start) / (done - self.first) * (self.steps - done)
@@ -65,6 +73,16 @@ class Progress:
             end_progress()
             print(f"{text}, {(now - self.start) / 60:.0f} min", flush=True)
         self.losses, self.shares, self.pictures, self.since = [], [], 0, now
+
+    def note(self, done: int, measured: dict[str, float]) -> None:
+        """Appends a line to the log. Raises `CheckpointError` if it cannot be written."""
+        if self.log is None:
+            return
+        line = {"stage": self.stage, "step": done, "steps": self.steps, **measured}
+        try:
+            append(self.log, f"{json.dumps(line)}\n".encode())
+        except OSError as error:
+            raise _unusable(self.log, error) from error
 
 
 def cut_log(log: Path, stages: Sequence[str], stage: int, step: int) -> None:

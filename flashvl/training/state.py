@@ -18,6 +18,7 @@ from ..checkpoint.files import open_safetensors
 from ..errors import ArgumentError, CheckpointError
 from ..reading import is_integer, one_line, shown
 from ..storage import replace
+from .sharding import as_shard
 
 WEIGHT = "weight"  # before a parameter's name in the file; before others stands a moment's name
 COUNT = "step"  # AdamW's moment that counts its steps
@@ -52,7 +53,7 @@ def save_state(
     none before a stage's first step. This process must be the only one that saves there. Raises
     `CheckpointError` if the file cannot be written.
     """
-    tensors = _tensors(parameters, optimizers if step else ())
+    tensors = state_tensors(parameters, optimizers if step else ())
     metadata = {"settings": json.dumps(settings), "stage": str(stage), "step": str(step)}
     try:
         replace(file, save(tensors, metadata), file.with_suffix(".writing"))
@@ -112,7 +113,7 @@ def load_state(
     The optimizers are new ones of the same stage, as `make_optimizers` gives them. Raises
     `CheckpointError` if the file does not hold exactly what is wanted; then nothing was taken.
     """
-    wanted = _tensors(parameters, optimizers if state.step else ())
+    wanted = state_tensors(parameters, optimizers if state.step else ())
     with open_safetensors(file) as opened:
         unknown = set(opened.keys()) - set(wanted)
         if unknown:
@@ -131,13 +132,13 @@ def take_weights(file: Path, parameters: Mapping[str, nn.Parameter]) -> None:
     Raises `CheckpointError` if one is missing, of another shape or number format; then none was
     taken.
     """
-    wanted = _tensors(parameters, ())
+    wanted = state_tensors(parameters, ())
     with open_safetensors(file) as opened:
         _check_fit(file, opened, wanted)
         _take(opened, wanted)
 
 
-def _tensors(
+def state_tensors(
     parameters: Mapping[str, nn.Parameter], optimizers: Iterable[Optimizer]
 ) -> dict[str, Tensor]:
     """Weights and moments by their names in the file, not copied."""
@@ -175,7 +176,7 @@ def _check_counts(file: Path, counts: list[float], step: int) -> None:
 
 def _take(opened: safe_open, wanted: Mapping[str, Tensor]) -> None:
     for name, one in wanted.items():
-        one.copy_(opened.get_tensor(name))
+        one.copy_(as_shard(opened.get_tensor(name), one))
 
 
 def _count(text: str) -> int:

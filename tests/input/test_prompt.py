@@ -8,11 +8,17 @@ from enum import Enum
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import CONTROL, tokenizer_definition, user
+from tiny import CONTROL, tokenizer_definition, tokenizer_of_line_breaks, user
 
 from flashvl.config import PromptConfig
 from flashvl.errors import CheckpointError, FlashVLError, MessageError
-from flashvl.input.prompt import MAX_CHARACTERS_PER_TOKEN, encode_messages, picture_ids
+from flashvl.input.prompt import (
+    IGNORED,
+    MAX_CHARACTERS_PER_TOKEN,
+    encode_example,
+    encode_messages,
+    picture_ids,
+)
 from flashvl.input.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer(tokenizer_definition())
@@ -288,3 +294,77 @@ def test_any_conversation_of_texts_is_a_prompt(texts):
     for text in texts[1:]:
         messages += [{"role": "assistant", "content": text}, *user(text)]
     assert encode(messages).count(START) == len(messages) + 2
+
+
+MERGING = tokenizer_of_line_breaks()
+MERGING_END = MERGING.control_id("<|im_end|>")
+PIECES = st.sampled_from([*"ab \n\r\t.é你", "<|im_end|>", "<|im_start|>"])
+TEXTS = st.lists(PIECES, max_size=6).map("".join)
+
+
+@given(
+    st.lists(
+        st.tuples(TEXTS, st.sampled_from(["", "\n", "\n\n ", " "]), TEXTS), min_size=1, max_size=4
+    ),
+    st.none() | TEXTS,
+    st.integers(0, 2),
+)
+def test_before_every_learned_answer_stands_what_is_asked_for_that_answer(rounds, system, tiles):
+    """Answers may begin with a line break, be empty, or hold control strings."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    wanted = []  # each answer's prompt, and its ids
+    for question, opening, answer in rounds:
+        messages += user(question)
+        prompt = encode_messages(messages, MERGING, DEFAULTS, tiles, 3)
+        wanted.append((prompt, [*MERGING.encode(opening + answer), MERGING_END]))
+        messages.append({"role": "assistant", "content": opening + answer})
+    rows = encode_example(messages, MERGING, DEFAULTS, tiles, 3)
+    learned = []
+    for ids, labels in rows:
+        assert len(ids) == len(labels)
+        assert all(label in (IGNORED, token) for token, label in zip(ids, labels))
+        assert labels[-1] == MERGING_END  # and not the line break after it
+        begins = [
+            place
+            for place, label in enumerate(labels)
+            if label != IGNORED and (place == 0 or labels[place - 1] in (IGNORED, MERGING_END))
+        ]
+        for begin in begins:
+            stop = labels.index(MERGING_END, begin) + 1
+            learned.append((ids[:begin], labels[begin:stop]))
+    assert learned == wanted
+    merged = [opening + answer for _, opening, answer in rounds[:-1]]
+    assert len(rows) == 1 or any(one.lstrip(" \t")[:1] in ("\n", "\r") for one in merged)
+
+
+def test_an_answer_is_read_in_other_tokens_than_it_was_written_in():
+    """What follows it is learned in a row of its own; nothing is left out."""
+    messages = [*user("a"), {"role": "assistant", "content": "\nb"}]
+    messages += [*user("c"), {"role": "assistant", "content": "d"}]
+    first, second = encode_example(messages, MERGING, DEFAULTS)
+    assert first[0] == [
+        *encode_messages(messages[:1], MERGING, DEFAULTS),
+        *MERGING.encode("\nb"),
+        MERGING_END,
+    ]
+    assert second[0] == [
+        *encode_messages(messages[:3], MERGING, DEFAULTS),
+        *MERGING.encode("d"),
+        MERGING_END,
+    ]
+    assert second[0][: len(first[0])] != first[0]
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        (user("a"), "last message must be an assistant turn"),
+        ([{"role": "assistant", "content": "a"}], "message 1 is an answer"),
+        ([{"role": "system", "content": "a"}, {"role": "assistant", "content": "b"}], "message 2"),
+        ([*user("a"), *[{"role": "assistant", "content": "b"}] * 2], "message 3 is an answer"),
+        ([], "no messages"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(messages, words):
+    with pytest.raises(MessageError, match=words):
+        encode_example(messages, MERGING, DEFAULTS)

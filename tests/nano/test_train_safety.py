@@ -35,7 +35,7 @@ from flashvl.nano import data, starting_values
 from flashvl.nano import train as train_module
 from flashvl.nano.recipe import Recipe, nano_config
 from flashvl.nano.train import LOG, STATE, train
-from flashvl.training import loop, progress
+from flashvl.training import loading, loop, progress
 from flashvl.training.progress import Progress
 
 STEPS = 8  # 4, 4 and 1 of the stages
@@ -461,8 +461,8 @@ def test_batches_need_no_shared_memory(tiny, monkeypatch):
         resource = pytest.importorskip("resource")
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
-    monkeypatch.setattr(data, "_leave_interrupts_to_the_loop", without_room)
-    monkeypatch.setattr(data, "DataLoader", functools.partial(DataLoader, timeout=30))
+    monkeypatch.setattr(loading, "_leave_interrupts_to_the_loop", without_room)
+    monkeypatch.setattr(loading, "DataLoader", functools.partial(DataLoader, timeout=30))
     config, stage = nano_config(tiny), tiny.stages[0]
     with closing(data.batches(stage, 0, config, shipped_tokenizer(), 0, range(2))) as drawn:
         batch = next(drawn)

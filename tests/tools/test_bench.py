@@ -22,10 +22,11 @@ from flashvl.device import peak_bytes
 from flashvl.errors import CheckpointError, FlashVLError
 from flashvl.generation.generate import LAST, generate, new_cache, read_prompt
 from flashvl.generation.sampling import Sampling
-from flashvl.tools.bench import ceilings, measure, memory, random_checkpoint, report
+from flashvl.tools.bench import ceilings, measure, memory, random_checkpoint, report, training
 from flashvl.tools.bench.measure import Timing, take_turns
 from flashvl.tools.bench.memory import measure_memory
 from flashvl.tools.bench.peers import compare_batch, compare_compiled, quantization_loss
+from flashvl.tools.bench.random_checkpoint import NAMES, config_of
 from flashvl.tools.bench.stages import (
     Sizes,
     Stages,
@@ -443,3 +444,39 @@ def test_a_cache_folder_that_cannot_be_is_one_line(tmp_path, monkeypatch, capsys
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert main(["bench", "--random", "nano"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("way", list(training.WAYS))
+@pytest.mark.parametrize("kind", ["dynamic-iss", "dynamic", "static"])
+def test_both_sides_of_a_training_learn_the_same(way, kind, tmp_path):
+    """The loss before the first step; after it each takes the steps of its own optimizer."""
+    make_checkpoint(tmp_path, kind=kind)
+    tiles = 1 if kind == "static" else 3
+    text = training.sample(tmp_path, Sizes(tiles, 100, 5))
+    ours, theirs = (build(tmp_path, way, text, CPU) for build in training.STEPS.values())
+    first = ours()
+    assert theirs() == pytest.approx(first, rel=1e-5)
+    assert ours() < first
+    assert theirs() < first
+
+
+@pytest.mark.slow
+def test_training_is_measured(stored, tmp_path, capsys):
+    options = ["--model", str(stored), *FAST, "--train", "--json", str(tmp_path / "report.json")]
+    assert main(["bench", *options]) == 0
+    said = capsys.readouterr().out
+    result = json.loads(said.splitlines()[-1])["training"]
+    assert json.loads((tmp_path / "report.json").read_text())["training"] == result
+    for way in training.WAYS:
+        for side in training.STEPS:
+            one = result[way][side]
+            assert one["tokens_per_second"] == pytest.approx(result["tokens"] / one["seconds"])
+            assert one["peak_bytes"] > 0
+        assert f"{result[way]['ratio']:.2f} x time" in said
+
+
+def test_the_model_to_train_on_a_laptop_has_the_shape_of_the_2b():
+    with torch.device("meta"):
+        model = FlashVLModel(config_of("300m"))
+    assert 290e6 < sum(one.numel() for one in model.parameters()) < 330e6
+    assert model.config.decoder.width == config_of(NAMES["2b"]).decoder.width

@@ -3,7 +3,8 @@
 The ceilings are measured first (`ceilings.py`); then memory, in a process of its own (`memory.py`);
 then each stage, held against its count of operations and bytes (`stages.py`); then, if asked for,
 transformers and other ways of running the model, by turns with it (`peers.py`). The last line of
-the report is all of it as JSON.
+the report is all of it as JSON. With `--train` a step of training is measured instead
+(`training.py`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from .memory import measure_memory
 from .peers import compare_batch, compare_compiled, compare_quantized, compare_with_transformers
 from .random_checkpoint import kept_random_checkpoint
 from .stages import Count, Sizes, Stages, count_stages, grid_of, input_shapes
+from .training import as_text, compare_training, import_peft
 
 
 def run(options: argparse.Namespace) -> None:
@@ -69,6 +71,8 @@ def check(options: argparse.Namespace) -> None:
         check_new(options.json, "--json")
     if options.peer is not None:
         import_transformers()
+    if options.train:
+        import_peft()
 
 
 def check_sizes(sizes: Sizes, config: FlashVLConfig) -> None:
@@ -103,6 +107,10 @@ def bench(
         return take_turns(name, {"flashvl": stage}, options.runs, device)["flashvl"]
 
     print(report.machine(result), flush=True)
+    if options.train:
+        training = compare_training(folder, sizes, options.runs, device)
+        show("training", training, lambda whole: as_text(whole["training"]))
+        return result
     patches = math.prod(input_shapes(config, sizes.tiles)[1][:2])
     ceilings = measure_ceilings(config, patches, sizes.prompt, device)
     show("ceilings", asdict(ceilings), report.ceilings)

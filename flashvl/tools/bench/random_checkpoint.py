@@ -29,7 +29,10 @@ from ...terminal import end_progress, show_progress
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # What `flashvl bench --random` calls a model -> whose shapes it has.
-NAMES = {"2b": next(iter(published_models())), "nano": "nano"}
+NAMES = {"2b": next(iter(published_models())), "300m": "300m", "nano": "nano"}
+# Of the 2B's shape with fewer layers and words, to train on a laptop.
+FEWER = {"vision_config": {"num_hidden_layers": 1}}
+FEWER["llm_config"] = {"num_hidden_layers": 4, "vocab_size": 8192}
 
 
 def kept_random_checkpoint(name: str) -> Path:
@@ -91,9 +94,13 @@ def write_random_checkpoint(name: str, folder: Path) -> None:
 
 
 def config_of(name: str) -> FlashVLConfig:
-    """Of "nano" or a published repository."""
+    """Of "nano", "300m" or a published repository."""
     if name == "nano":
         return FlashVLConfig.from_dict(read_json(weights_folder() / "nano" / "config.json"))
+    if name == "300m":
+        whole = published_models()[NAMES["2b"]]["config"]
+        fewer = {section: whole[section] | changes for section, changes in FEWER.items()}
+        return FlashVLConfig.from_dict(whole | fewer)
     return FlashVLConfig.from_dict(published_models()[name]["config"])
 
 

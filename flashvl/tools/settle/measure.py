@@ -19,12 +19,12 @@ from ...chat import FlashVL
 from ...config import FlashVLConfig
 from ...input.image import ImageLike, load_image
 from ...input.processor import Processor, normalize
-from ...input.prompt import TURN_END, Message
+from ...input.prompt import IGNORED, TURN_END, Message
 from ...input.tiling import tile_image
 from ...model.aimv2 import AIMv2Encoder
 from ...model.network import FlashVLModel
 from ...model.siglip import SigLIPEncoder
-from ...nano.data import IGNORED, SceneBatch, pad, side_by_side
+from ...nano.data import SceneBatch, pad, side_by_side
 from ...storage import MEBIBYTE
 
 Tower = AIMv2Encoder | SigLIPEncoder
