@@ -108,6 +108,27 @@ def test_any_picture_is_drawn(width, height, kind):
     assert sheet.mode == "RGB"
 
 
+def test_tiles_are_drawn_in_their_places_and_numbered_as_they_are_read(monkeypatch):
+    written, drawn = [], []
+    real = tiles.paragraph, tiles.draw_tile
+    monkeypatch.setattr(
+        tiles, "paragraph", lambda text, *how: written.append(text) or real[0](text, *how)
+    )
+    monkeypatch.setattr(
+        tiles, "draw_tile", lambda tile, *how: drawn.append(tile) or real[1](tile, *how)
+    )
+    image = picture(70, 46)
+    for assumptions, numbers in (
+        ({}, "123456"),
+        ({"thumbnail": "first", "tile_order": "columns"}, "135246"),
+    ):
+        written.clear()
+        tiles.draw_tiles(image, (2, 3), config_of(**assumptions))
+        assert written[:7] == [*(f"tile {number}" for number in numbers), "thumbnail"]
+    usual, other = np.array(drawn[:7]), np.array(drawn[7:])
+    np.testing.assert_array_equal(usual, other)
+
+
 def test_squares_of_a_seam_have_the_color_of_the_legend():
     config, grid = config_of(stitching="mean"), (2, 2)
     averaged = tiles.tokens_averaged(grid, config)  # (12, 12)

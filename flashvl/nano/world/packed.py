@@ -86,7 +86,7 @@ def packed_tile(
     if random.random() < 0.25:
         picture = through_jpeg(picture, random)
     padding = np.array(((top, bottom), (left, right), (0, 0)))  # in patches
-    # Mirrored pixels, in patches: a mirror between two of them is the nearest there is.
+    # For labels, which are of whole patches, the mirror lies between two of them.
     mode: Padding = "symmetric" if padding_mode == "reflect" else padding_mode
     pixels = np.pad(np.asarray(picture), padding * patch_size, padding_mode)  # (side, side, 3)
     cells = np.asarray(inside.resize((columns * CELLS, rows * CELLS), Image.Resampling.BOX)) / 255
