@@ -435,9 +435,17 @@ def test_a_change_while_it_works_wins(visitor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["static", "dynamic", "iss"])
-def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind):
-    flash, image = tiny_model(kind, seed=2), picture(30, 50)
+@pytest.mark.parametrize(
+    ("kind", "assumed"),
+    [
+        ("static", {}),
+        ("dynamic", {"token_order": "columns"}),
+        ("iss", {"thumbnail": "first", "tile_order": "columns", "slice_markers": "tile"}),
+        ("iss", {"stitching": "pool", "system": False, "thumbnail": "none"}),
+    ],
+)
+def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind, assumed):
+    flash, image = tiny_model(kind, seed=2, **assumed), picture(30, 50)
     file = tmp_path / "tiny.html"
     file.write_bytes(page_of(flash, "tiny", image, "Why <not>?"))
     context = browser.new_context()
@@ -447,6 +455,17 @@ def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind):
     shown = visitor.page.inner_text("#answer-text")
     assert shown.split() == wanted.split()
     assert visitor.page.locator("#decoder-heads .head").count() == 8
+    kinds = visitor.page.locator("#strip-list .group").evaluate_all(
+        "groups => groups.map((one) => one.dataset.kind)"
+    )
+    order = [one for one in dict.fromkeys(kinds) if one in ("system", "thumbnail", "tiles")]
+    wanted = [] if assumed.get("system") is False else ["system"]
+    if assumed.get("thumbnail") == "first":
+        wanted.append("thumbnail")
+    wanted.append("tiles")
+    if kind == "dynamic":
+        wanted.append("thumbnail")
+    assert order == wanted
     visitor.close()
     context.close()
 
