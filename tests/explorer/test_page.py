@@ -388,6 +388,24 @@ def test_it_fits_into_windows_of_every_width(browser, address, width, theme):
     context.close()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(120, 480), (640, 90), (200, 200)])
+def test_pictures_of_every_shape_fit_and_point_at_their_tokens(visitor, tmp_path, size):
+    page = visitor.page
+    picture(*size).save(tmp_path / "thin.png")
+    page.set_input_files("#file", str(tmp_path / "thin.png"))
+    visitor.wait()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    for name in ("#picture", "#tokens-tiles", "#without-tiles", "#tiles-canvas"):
+        assert page.locator(name).bounding_box()["height"] < 0.9 * 900, name
+    box = page.locator("#picture").bounding_box()
+    assert box == page.locator("#overlay").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(size[0] / size[1], rel=0.03)
+    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3)
+    cells = page.locator("#tokens-tiles .cell")
+    assert "pointed" in cells.last.get_attribute("class")
+
+
 def test_everything_that_can_be_used_or_seen_has_a_name(visitor):
     nameless = visitor.page.evaluate(
         """() => [...document.querySelectorAll(
