@@ -274,7 +274,7 @@ def test_the_star_is_erased_and_given_back(visitor):
     assert visitor.wait() == "There is no star."
     assert page.inner_text("#before") == "blue"
     assert page.inner_text("#after") == "There is no star."
-    assert "switched off" in page.inner_text("#without-notice")
+    assert "Switched off" in page.inner_text("#without-notice")
     page.locator("#without-restore").click()
     assert visitor.wait() == "blue"
     assert page.locator(".cell.off").count() == 0
@@ -301,7 +301,7 @@ def test_cells_are_painted_over_and_pressed_by_the_keyboard(visitor):
     assert head.get_attribute("aria-pressed") == "true"
     page.locator("#without-ask").click()
     visitor.wait()
-    assert "6 image tokens and 1 heads" in page.inner_text("#without-notice")
+    assert "6 of the image tokens, 1 of the heads" in page.inner_text("#without-notice")
     off = page.locator("#decoder-heads .head.off")
     assert off.count() == 1
     assert "off" in off.inner_text()
