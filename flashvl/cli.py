@@ -249,6 +249,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--question "What colour is the star?" --out page.html',
     )
     explore.add_argument("--model", default="nano", metavar="nano|FOLDER", help="default: nano")
+    _add_assumptions(explore)
     explore.add_argument("--image", metavar="FILE", help="the picture at its start")
     explore.add_argument("--question", metavar="TEXT", help="the question at its start")
     explore.add_argument(

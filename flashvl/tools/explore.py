@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> None:
     """Writes the page and opens it. Raises `ArgumentError`, `CheckpointError`, `ImageError`."""
     folder = _small_model(options.model)
     image = None if options.image is None else load_image(options.image)
-    flash = FlashVL.from_pretrained(folder, device="cpu", dtype="float32")
+    flash = FlashVL.from_pretrained(
+        folder, device="cpu", dtype="float32", assumptions=options.assumptions
+    )
     contents = page(flash, folder.resolve().name, image, options.question, _notebooks(options.out))
     if not _is_there_already(options.out, contents):
         check_new(options.out, "--out")

@@ -125,8 +125,12 @@ def test_it_opens_the_browser_and_replaces_nothing(tmp_path, monkeypatch, capsys
     assert (out.read_bytes(), len(opened)) == (before, 2)
     assert main(["explore", "--model", str(folder), "--out", "other.html", "--no-open"]) == 0
     assert len(opened) == 2
-    assert main(["explore", "--model", str(folder), "--out", "third.html"]) == 0
+    (tmp_path / "assumed.json").write_text('{"stitching": "pool"}')
+    assumed = ["--assumptions", "assumed.json"]
+    assert main(["explore", "--model", str(folder), "--out", "third.html", *assumed]) == 0
     assert "no browser" in capsys.readouterr().err
+    parts = Parts((tmp_path / "third.html").read_text(encoding="utf-8")).parts
+    assert json.loads(parts["data"])["config"]["tiler"]["stitching"] == "pool"
     assert str(tmp_path) not in (tmp_path / "third.html").read_text(encoding="utf-8")
 
 

@@ -274,7 +274,7 @@ def test_the_star_is_erased_and_given_back(visitor):
     assert visitor.wait() == "There is no star."
     assert page.inner_text("#before") == "blue"
     assert page.inner_text("#after") == "There is no star."
-    assert "switched off" in page.inner_text("#without-notice")
+    assert "Switched off" in page.inner_text("#without-notice")
     page.locator("#without-restore").click()
     assert visitor.wait() == "blue"
     assert page.locator(".cell.off").count() == 0
@@ -301,7 +301,7 @@ def test_cells_are_painted_over_and_pressed_by_the_keyboard(visitor):
     assert head.get_attribute("aria-pressed") == "true"
     page.locator("#without-ask").click()
     visitor.wait()
-    assert "6 image tokens and 1 heads" in page.inner_text("#without-notice")
+    assert "6 of the image tokens, 1 of the heads" in page.inner_text("#without-notice")
     off = page.locator("#decoder-heads .head.off")
     assert off.count() == 1
     assert "off" in off.inner_text()
@@ -388,6 +388,24 @@ def test_it_fits_into_windows_of_every_width(browser, address, width, theme):
     context.close()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(120, 480), (640, 90), (200, 200)])
+def test_pictures_of_every_shape_fit_and_point_at_their_tokens(visitor, tmp_path, size):
+    page = visitor.page
+    picture(*size).save(tmp_path / "thin.png")
+    page.set_input_files("#file", str(tmp_path / "thin.png"))
+    visitor.wait()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+    for name in ("#picture", "#tokens-tiles", "#without-tiles", "#tiles-canvas"):
+        assert page.locator(name).bounding_box()["height"] < 0.9 * 900, name
+    box = page.locator("#picture").bounding_box()
+    assert box == page.locator("#overlay").bounding_box()
+    assert box["width"] / box["height"] == pytest.approx(size[0] / size[1], rel=0.03)
+    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3)
+    cells = page.locator("#tokens-tiles .cell")
+    assert "pointed" in cells.last.get_attribute("class")
+
+
 def test_everything_that_can_be_used_or_seen_has_a_name(visitor):
     nameless = visitor.page.evaluate(
         """() => [...document.querySelectorAll(
@@ -435,9 +453,17 @@ def test_a_change_while_it_works_wins(visitor):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["static", "dynamic", "iss"])
-def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind):
-    flash, image = tiny_model(kind, seed=2), picture(30, 50)
+@pytest.mark.parametrize(
+    ("kind", "assumed"),
+    [
+        ("static", {}),
+        ("dynamic", {"token_order": "columns"}),
+        ("iss", {"thumbnail": "first", "tile_order": "columns", "slice_markers": "tile"}),
+        ("iss", {"stitching": "pool", "system": False, "thumbnail": "none"}),
+    ],
+)
+def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind, assumed):
+    flash, image = tiny_model(kind, seed=2, **assumed), picture(30, 50)
     file = tmp_path / "tiny.html"
     file.write_bytes(page_of(flash, "tiny", image, "Why <not>?"))
     context = browser.new_context()
@@ -447,6 +473,17 @@ def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind):
     shown = visitor.page.inner_text("#answer-text")
     assert shown.split() == wanted.split()
     assert visitor.page.locator("#decoder-heads .head").count() == 8
+    kinds = visitor.page.locator("#strip-list .group").evaluate_all(
+        "groups => groups.map((one) => one.dataset.kind)"
+    )
+    order = [one for one in dict.fromkeys(kinds) if one in ("system", "thumbnail", "tiles")]
+    wanted = [] if assumed.get("system") is False else ["system"]
+    if assumed.get("thumbnail") == "first":
+        wanted.append("thumbnail")
+    wanted.append("tiles")
+    if kind == "dynamic":
+        wanted.append("thumbnail")
+    assert order == wanted
     visitor.close()
     context.close()
 

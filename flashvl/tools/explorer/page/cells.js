@@ -49,6 +49,7 @@ export class Cells {
     this.root.setAttribute("aria-rowcount", rows);
     this.root.setAttribute("aria-colcount", columns);
     this.root.style.setProperty("aspect-ratio", `${picture.width} / ${picture.height}`);
+    this.root.style.setProperty("--ratio", picture.width / picture.height);
     this.root.style.setProperty("background-image", `url(${picture.toDataURL()})`);
   }
 

@@ -216,6 +216,7 @@ export class Desk {
   showObjects() {
     const { app, selected } = this;
     const { objects, photo, canvas } = app.scene;
+    byId("stage").style.setProperty("--ratio", canvas.width / canvas.height);
     const hadFocus = byId("objects").contains(document.activeElement);
     const buttons = objects.map((one) =>
       element(

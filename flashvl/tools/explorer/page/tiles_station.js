@@ -5,6 +5,7 @@ import { canvasFrom } from "./drawing.js";
 
 const GAP = 0.12; // of a core, between tiles with their margins when they are apart
 const DURATION = 260; // milliseconds
+const [TALLEST, LARGEST] = [560, 2.2]; // pixels of the page; of the page for one of a tile
 
 export class TilesStation {
   constructor(app) {
@@ -88,7 +89,7 @@ export class TilesStation {
     const wide = columns * core + (columns - 1) * gap + 2 * margin;
     const high = rows * core + (rows - 1) * gap + 2 * margin;
     const beside = places.hasThumbnail ? core + 2 * margin + GAP * core * 3 : 0;
-    const scale = Math.min(canvas.clientWidth / (wide + beside), 2.2);
+    const scale = Math.min(canvas.clientWidth / (wide + beside), TALLEST / high, LARGEST);
     const pixels = Math.max(1, window.devicePixelRatio);
     canvas.width = canvas.clientWidth * pixels;
     canvas.height = Math.max(high, core + 2 * margin) * scale * pixels;

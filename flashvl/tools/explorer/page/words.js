@@ -38,7 +38,7 @@ export const WORDS = {
     "desk.answer.help": "Choose a token of the answer to see how it came about.",
     "desk.end": "end",
     "desk.time": "{seconds} s from the click to the answer, in this browser",
-    "desk.without": "{tokens} image tokens and {heads} heads are switched off.",
+    "desk.without": "Switched off: {tokens} of the image tokens, {heads} of the heads.",
     "desk.restore": "Give everything back",
     "busy.tile": "The tower looks at tile {index} of {of}",
     "busy.prompt": "The decoder reads the prompt",
