@@ -29,11 +29,11 @@ from ..training.folder import LOG, STATE, kept_for_this_run
 from ..training.loading import loaded, loading_failure_as_error
 from ..training.loop import Interrupted, Schedule, make_optimizers, noted_interrupts, run_stage
 from ..training.processes import Processes, processes
-from ..training.progress import Progress, cut_log
+from ..training.progress import cut_log
 from ..training.state import State, check_settings, read_state
 from .batches import Batches
 from .data import Checked, check_samples, held_out, read_samples
-from .learner import Learner
+from .learner import Learner, Log
 from .memory import as_table, bytes_needed
 from .recipe import Recipe, Stage, recipe_of
 
@@ -137,7 +137,7 @@ def finetune(recipe: Recipe, options: argparse.Namespace, together: Processes) -
                     limit_of(stage, its),
                 )
                 log = out / LOG if together.rank == 0 else None
-                progress = Progress(schedule.name, first, schedule.steps, log, learner.measures)
+                progress = Log(schedule.name, first, schedule.steps, log, learner.measures)
                 learner.begin(optimizers, progress)
                 evaluate = partial(
                     evaluate_now_and_then, learner, stage, schedule, its.held_out, out, say
