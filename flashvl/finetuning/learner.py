@@ -31,7 +31,7 @@ from ..model.network import FlashVLModel
 from ..terminal import end_progress
 from ..training.processes import Processes
 from ..training.progress import Progress
-from ..training.sharding import load_shards, save_shards, shard, whole_model, whole_tensor
+from ..training.sharding import as_shard, load_shards, save_shards, shard, whole_model, whole_tensor
 from ..training.state import State, load_state, save_state, state_tensors
 from .batches import Batch, Batches, Step
 from .data import Checked
@@ -271,7 +271,7 @@ class Learner:
         """What any number of processes saved."""
         folder = shards_beside(file, state.stage, state.step)
         if not folder.is_dir():
-            load_state(file, self.parameters, optimizers, state)
+            load_state(file, self.parameters, optimizers, state, as_shard)
             return
         load_shards(folder, self.tensors_in_shards(optimizers if state.step else ()), self.together)
         for optimizer in optimizers:
