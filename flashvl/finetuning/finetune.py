@@ -12,11 +12,11 @@ import hashlib
 import json
 import math
 import shlex
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -111,12 +111,13 @@ def finetune(recipe: Recipe, options: argparse.Namespace, together: Processes) -
                 stage.optimizer == "muon",
             )
 
-        optimizers = begin(0 if state is None else state.stage)
         if state is None:
             state = State(settings, 0, 0)
+            optimizers = begin(0)
             save([], 0, 0)  # before all else in the folder, which can then always be resumed
         else:
             check_settings(state, settings, out / STATE)
+            optimizers = begin(state.stage)
             learner.load_state(out / STATE, optimizers, state)
             if together.rank == 0:
                 cut_log(out / LOG, [one.name for one in schedules], state.stage, state.step)
@@ -253,7 +254,7 @@ def evaluate_now_and_then(
     schedule: Schedule,
     samples: list[Checked],
     out: Path,
-    say: Any,
+    say: Callable[[str], None],
     done: int,
 ) -> None:
     """After some steps: the loss of what is held out, a few answers, and the best of them saved."""
