@@ -12,11 +12,11 @@ import hashlib
 import json
 import math
 import shlex
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,11 +29,11 @@ from ..training.folder import LOG, STATE, kept_for_this_run
 from ..training.loading import loaded, loading_failure_as_error
 from ..training.loop import Interrupted, Schedule, make_optimizers, noted_interrupts, run_stage
 from ..training.processes import Processes, processes
-from ..training.progress import Progress, cut_log
+from ..training.progress import cut_log
 from ..training.state import State, check_settings, read_state
 from .batches import Batches
 from .data import Checked, check_samples, held_out, read_samples
-from .learner import Learner
+from .learner import Learner, Log
 from .memory import as_table, bytes_needed
 from .recipe import Recipe, Stage, recipe_of
 
@@ -111,12 +111,13 @@ def finetune(recipe: Recipe, options: argparse.Namespace, together: Processes) -
                 stage.optimizer == "muon",
             )
 
-        optimizers = begin(0 if state is None else state.stage)
         if state is None:
             state = State(settings, 0, 0)
+            optimizers = begin(0)
             save([], 0, 0)  # before all else in the folder, which can then always be resumed
         else:
             check_settings(state, settings, out / STATE)
+            optimizers = begin(state.stage)
             learner.load_state(out / STATE, optimizers, state)
             if together.rank == 0:
                 cut_log(out / LOG, [one.name for one in schedules], state.stage, state.step)
@@ -137,7 +138,7 @@ def finetune(recipe: Recipe, options: argparse.Namespace, together: Processes) -
                     limit_of(stage, its),
                 )
                 log = out / LOG if together.rank == 0 else None
-                progress = Progress(schedule.name, first, schedule.steps, log, learner.measures)
+                progress = Log(schedule.name, first, schedule.steps, log, learner.measures)
                 learner.begin(optimizers, progress)
                 evaluate = partial(
                     evaluate_now_and_then, learner, stage, schedule, its.held_out, out, say
@@ -253,7 +254,7 @@ def evaluate_now_and_then(
     schedule: Schedule,
     samples: list[Checked],
     out: Path,
-    say: Any,
+    say: Callable[[str], None],
     done: int,
 ) -> None:
     """After some steps: the loss of what is held out, a few answers, and the best of them saved."""

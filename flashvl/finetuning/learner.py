@@ -7,7 +7,9 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from functools import cached_property, partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from ..model.network import FlashVLModel
 from ..terminal import end_progress
 from ..training.processes import Processes
 from ..training.progress import Progress
-from ..training.sharding import load_shards, save_shards, shard, whole_model, whole_tensor
+from ..training.sharding import as_shard, load_shards, save_shards, shard, whole_model, whole_tensor
 from ..training.state import State, load_state, save_state, state_tensors
 from .batches import Batch, Batches, Step
 from .data import Checked
@@ -38,6 +40,7 @@ from .recipe import Recipe
 # The highest learning rates at the 2B's width; a narrower model takes proportionally higher ones.
 LORA_RATE, FULL_RATE, WIDTH = 5e-4, 2e-5, 1536
 SHOWN_TOKENS = 64  # of an answer
+BOARD = "tensorboard"  # the folder of its files
 STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -136,7 +139,7 @@ class Learner:
             by_part.setdefault(name.partition(".")[0], []).append(one)
         return by_part
 
-    def begin(self, optimizers: Sequence[torch.optim.Optimizer], progress: Progress) -> None:
+    def begin(self, optimizers: Sequence[torch.optim.Optimizer], progress: Log) -> None:
         """A stage begins."""
         self.optimizers, self.progress = optimizers, progress
         self.measures()
@@ -268,7 +271,7 @@ class Learner:
         """What any number of processes saved."""
         folder = shards_beside(file, state.stage, state.step)
         if not folder.is_dir():
-            load_state(file, self.parameters, optimizers, state)
+            load_state(file, self.parameters, optimizers, state, as_shard)
             return
         load_shards(folder, self.tensors_in_shards(optimizers if state.step else ()), self.together)
         for optimizer in optimizers:
@@ -328,6 +331,24 @@ class Learner:
     def _headers(self) -> Headers:
         assert self.flash.folder is not None  # it was loaded
         return read_headers(self.flash.folder)
+
+
+class Log(Progress):
+    """The log, and the same for TensorBoard if that package is there."""
+
+    @cached_property
+    def board(self) -> Any:
+        """TensorBoard's writer, or None."""
+        if self.log is None or find_spec("tensorboard") is None:
+            return None
+        return import_module("torch.utils.tensorboard").SummaryWriter(self.log.parent / BOARD)
+
+    def note(self, done: int, measured: dict[str, float]) -> None:
+        super().note(done, measured)
+        if self.board is not None:
+            for name, value in measured.items():
+                self.board.add_scalar(f"{self.stage}/{name}", value, done)
+            self.board.flush()
 
 
 def shards_beside(file: Path, stage: int | str, step: int | str) -> Path:

@@ -6,18 +6,23 @@ runs. Gradients are summed; what they are divided by is the loss's own affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..checkpoint.load import assign
+from ..errors import CheckpointError
 from ..model.network import FlashVLModel
+from ..reading import one_line
 from .processes import Processes
 
 
@@ -68,12 +73,23 @@ def as_shard(full: Tensor, like: Tensor) -> Tensor:
 
 
 def save_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Each process writes its shards as safetensors files. Raises `OSError`."""
+    """Each process writes its shards as safetensors files. Raises `CheckpointError`."""
     writer = checkpoint.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    checkpoint.save({**tensors}, storage_writer=writer)
+    with _failure_as_error(folder, "cannot be written; a state that was saved before is kept"):
+        checkpoint.save({**tensors}, storage_writer=writer)
 
 
 def load_shards(folder: Path, tensors: Mapping[str, Tensor], together: Processes) -> None:
-    """Takes over what any number of processes wrote."""
+    """Takes over what any number of processes wrote. Raises `CheckpointError` if it is damaged."""
     reader = checkpoint.HuggingFaceStorageReader(str(folder))
-    checkpoint.load({**tensors}, storage_reader=reader, no_dist=together.count == 1)
+    with _failure_as_error(folder, "is damaged"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one process reads alone is known
+        checkpoint.load({**tensors}, storage_reader=reader, no_dist=together.count == 1)
+
+
+@contextmanager
+def _failure_as_error(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (Exception, CheckpointException) as error:  # whatever planner and storage raise
+        raise CheckpointError(f"{folder} {what} ({one_line(error)[:80]})") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from ..checkpoint.files import open_safetensors
 from ..errors import ArgumentError, CheckpointError
 from ..reading import is_integer, one_line, shown
 from ..storage import replace
-from .sharding import as_shard
 
 WEIGHT = "weight"  # before a parameter's name in the file; before others stands a moment's name
 COUNT = "step"  # AdamW's moment that counts its steps
@@ -107,10 +106,12 @@ def load_state(
     parameters: Mapping[str, nn.Parameter],
     optimizers: Iterable[Optimizer],
     state: State,
+    fitted: Callable[[Tensor, Tensor], Tensor] = lambda stored, own: stored,
 ) -> None:
     """Gives parameters and optimizers back what `save_state` wrote, of which `state` was read.
 
-    The optimizers are new ones of the same stage, as `make_optimizers` gives them. Raises
+    The optimizers are new ones of the same stage, as `make_optimizers` gives them. `fitted` makes
+    of a stored tensor and one's own what the latter takes, such as its shard. Raises
     `CheckpointError` if the file does not hold exactly what is wanted; then nothing was taken.
     """
     wanted = state_tensors(parameters, optimizers if state.step else ())
@@ -123,7 +124,7 @@ def load_state(
         _check_fit(file, opened, wanted)
         counts = [name for name in wanted if name.startswith(f"{COUNT}/")]
         _check_counts(file, [opened.get_tensor(name).item() for name in counts], state.step)
-        _take(opened, wanted)
+        _take(opened, wanted, fitted)
 
 
 def take_weights(file: Path, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -174,9 +175,13 @@ def _check_counts(file: Path, counts: list[float], step: int) -> None:
         )
 
 
-def _take(opened: safe_open, wanted: Mapping[str, Tensor]) -> None:
+def _take(
+    opened: safe_open,
+    wanted: Mapping[str, Tensor],
+    fitted: Callable[[Tensor, Tensor], Tensor] = lambda stored, own: stored,
+) -> None:
     for name, one in wanted.items():
-        one.copy_(as_shard(opened.get_tensor(name), one))
+        one.copy_(fitted(opened.get_tensor(name), one))
 
 
 def _count(text: str) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +21,10 @@ from tiny import encoded, picture
 
 from flashvl import FlashVL
 from flashvl.cli import main
+from flashvl.errors import ConfigError
+from flashvl.finetuning import learner
 from flashvl.finetuning.learner import Learner
+from flashvl.finetuning.recipe import recipe_of
 from flashvl.training import loop
 
 STATE, ADAPTER = "state.safetensors", "adapter_model.safetensors"
@@ -260,6 +267,52 @@ def test_what_is_saved_is_whole_at_every_moment(data, folder, tmp_path, monkeypa
     assert finetune(tmp_path / "whole", *more) == 0
     one, other = (load_file(tmp_path / run / ADAPTER) for run in ("run", "whole"))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_what_is_logged_goes_to_tensorboard_where_it_is(data, tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == tmp_path / "run" / "tensorboard"
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def flush(self):
+            pass
+
+    known = importlib.util.find_spec
+    monkeypatch.setattr(
+        learner, "find_spec", lambda name: name == "tensorboard" or known(name) is not None
+    )
+    board = SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    assert finetune(tmp_path / "run", *data, *LORA, "--steps", "2", "--eval", "0.2") == 0
+    logged = [
+        (f"{line['stage']}/{name}", value, line["step"])
+        for line in log_of(tmp_path / "run")
+        for name, value in line.items()
+        if name not in ("stage", "step", "steps")
+    ]
+    assert written == logged
+    assert {name for name, _, _ in written} >= {"stage 1/loss", "stage 1/held_out_loss"}
+
+
+def test_the_recipe_of_the_page_is_one(tmp_path):
+    page = Path(__file__).parents[2] / "notebooks" / "finetuning.md"
+    (tmp_path / "recipe.toml").write_text(
+        re.search(r"```toml\n(.*?)```", page.read_text(), re.S)[1]
+    )
+    if sys.version_info < (3, 11):
+        with pytest.raises(ConfigError, match="write it as JSON"):
+            recipe_of(Namespace(recipe=str(tmp_path / "recipe.toml")))
+        return
+    found = recipe_of(Namespace(recipe=str(tmp_path / "recipe.toml")))
+    assert [stage.name for stage in found.stages] == ["align", "all", "instructions"]
+    assert [len(stage.train) for stage in found.stages] == [1, 3, 2]
+    assert [stage.held_out for stage in found.stages] == [None, None, 0.01]
+    assert found.stages[1].rates == {"vision": 2e-6}
 
 
 def torchrun(count: int, out: Path, *arguments: str) -> subprocess.Popen:

@@ -146,22 +146,38 @@ def test_a_run_goes_on_with_another_number_of_processes(said, folder, tmp_path):
         torch.testing.assert_close(found[name], one, atol=2e-4, rtol=1e-3, msg=name)
 
 
-def test_what_is_in_shards_is_saved_and_answers_as_a_whole(folder, tmp_path):
+def test_shards_that_are_damaged_are_refused_in_one_line(folder, tmp_path):
+    given, state = samples(tmp_path, "PP.PP"), tmp_path / "state.safetensors"
+    together(2, lambda here: train(folder, given, here, range(1), state, **FULL), tmp_path)
+    (shards,) = tmp_path.glob("shards-*")
+    file = min(shards.glob("*.safetensors"))
+    whole = file.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"shards-0-1 is damaged") as refused:
+            train(folder, given, ALONE, range(1, 2), state, **FULL)
+        assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed"])
+def test_what_is_in_shards_is_saved_and_answers_as_a_whole(dtype, folder, tmp_path):
     given = samples(tmp_path, "PP")
 
-    def work(here: Processes) -> list[tuple[str, str, str]]:
-        learner = learner_of(folder, here, **FULL)
+    def work(here: Processes) -> tuple[list[tuple[str, str, str]], float]:
+        learner = learner_of(folder, here, dtype=dtype, **FULL)
         checked = check_samples(given, learner.flash.processor, False, here)
-        learner.held_out_loss(checked[:1], 2)  # one process has none
+        loss, _ = learner.held_out_loss(checked[:1], 2)  # one process has none
         said = list(learner.answers(checked))
         learner.save(tmp_path / "out")
-        assert "0 were frozen" in learner.frozen_proof()
-        return said
+        assert "; 0 were frozen" in learner.frozen_proof()
+        return said, loss
 
-    alone = work(ALONE)
+    alone, loss = work(ALONE)
     whole = FlashVL.from_pretrained(tmp_path / "out", device="cpu")
-    for one in together(2, work, tmp_path):
-        assert one == alone
+    for said, its_loss in together(2, work, tmp_path):
+        assert its_loss == pytest.approx(loss, rel=0.02 if dtype == "mixed" else 1e-5)
+        assert len(said) == len(alone)
+        assert dtype == "mixed" or said == alone
     again = FlashVL.from_pretrained(tmp_path / "out", device="cpu")
     for name, one in whole.model.state_dict().items():
         assert torch.equal(one, again.model.state_dict()[name]), name
