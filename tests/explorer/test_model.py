@@ -382,6 +382,19 @@ def test_answers_are_those_of_chat(tmp_path, nano):
     ask_both(nano, tmp_path, 10)
 
 
+@pytest.mark.parametrize("wait", [0, 30])
+def test_the_newest_question_is_about_the_newest_picture(wait, tmp_path, nano):
+    """Also if the job that brought the picture never had its turn."""
+    pictures = [scene(scoring_number(11, number)).picture for number in (0, 1, 2)]
+    question = "What is in the picture?"
+    jobs = [{"picture": picture_of(one), "question": question} for one in pictures]
+    jobs.append({"picture": None, "question": question})
+    found = run_in_node(tmp_path, "hurried", nano, jobs=jobs, wait=wait)
+    assert found[-1] == [4, nano.chat(pictures[2], user(question))]
+    for number, answer in found[:-1]:
+        assert answer == nano.chat(pictures[number - 1], user(question))
+
+
 @pytest.mark.slow
 def test_two_hundred_answers_are_those_of_chat(tmp_path, nano):
     ask_both(nano, tmp_path, 200)

@@ -25,8 +25,14 @@ export class Session {
     this.model = new FlashVLModel(this.config, Weights.fromBytes(weights));
     this.words = wholeWords(this.tokenizer);
     [this.post, this.pause] = [post, pause];
-    this.newest = 0;
+    [this.newest, this.newPicture] = [0, null];
     this.readPictures = new Map(); // of one picture, by the margin that the tower saw
+  }
+
+  /** A job has come: it is the newest, and its picture counts even if it never gets its turn. */
+  announce({ number, picture }) {
+    this.newest = number;
+    if (picture !== null) this.newPicture = picture;
   }
 
   /**
@@ -37,9 +43,9 @@ export class Session {
    * newest any more ends early.
    */
   async run(job) {
-    this.newest = job.number;
-    if (job.picture !== null) {
-      this.picture = job.picture;
+    this.announce(job);
+    if (this.newPicture !== null) {
+      [this.picture, this.newPicture] = [this.newPicture, null];
       this.readPictures.clear();
     }
     const read = await this.readPicture(job);
@@ -181,7 +187,7 @@ export function serve(scope) {
       }
       return;
     }
-    session.newest = data.number; // a job that is under way sees it at its next pause
+    session.announce(data); // a job that is under way sees it at its next pause
     running = running
       .then(() => data.number === session.newest && session.run(data))
       .catch((error) => fail(data.number, error));

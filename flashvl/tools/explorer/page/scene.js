@@ -109,6 +109,7 @@ export class Scene {
   draw() {
     const pen = this.canvas.getContext("2d", { willReadFrequently: true });
     const { width, height } = this.canvas;
+    pen.imageSmoothingQuality = "high"; // for pictures that are larger than they may be
     pen.fillStyle = this.photo === null ? GROUNDS[this.ground] : "#ffffff";
     pen.fillRect(0, 0, width, height);
     if (this.photo !== null) pen.drawImage(this.photo, 0, 0, width, height);
