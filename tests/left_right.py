@@ -58,7 +58,9 @@ def write_samples(folder: Path, scenes: int, old: int = 0) -> Path:
         one = scene(training_number(8, number))
         name = f"old-{number}.png"
         one.picture.save(folder / "pictures" / name)
-        samples += [sample(name, each.text, each.answer) for each in one.questions[:2]]
+        for place in (number, 7 * number + 3):  # of all kinds
+            each = one.questions[place % len(one.questions)]
+            samples.append(sample(name, each.text, each.answer))
     file = folder / "samples.json"
     file.write_text(json.dumps(samples, indent=1), encoding="utf-8")
     return file

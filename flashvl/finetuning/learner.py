@@ -40,6 +40,7 @@ from .recipe import Recipe
 # The highest learning rates at the 2B's width; a narrower model takes proportionally higher ones.
 LORA_RATE, FULL_RATE, WIDTH = 5e-4, 2e-5, 1536
 SHOWN_TOKENS = 64  # of an answer
+FEW = 5  # steps, after which it can be said how long all take
 BOARD = "tensorboard"  # the folder of its files
 STORED = {"BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -342,6 +343,15 @@ class Log(Progress):
         if self.log is None or find_spec("tensorboard") is None:
             return None
         return import_module("torch.utils.tensorboard").SummaryWriter(self.log.parent / BOARD)
+
+    def add(self, step: int, loss: Tensor, share: Tensor, pictures: int) -> None:
+        """After a few steps it also says how long the others will take."""
+        super().add(step, loss, share, pictures)
+        done, left = step + 1 - self.first, self.steps - step - 1
+        if self.log is not None and done == FEW and left > 0:
+            minutes = (time.monotonic() - self.start) / done * left / 60
+            end_progress()
+            print(f"{self.stage}: {left} steps are left, about {minutes:.1f} min", flush=True)
 
     def note(self, done: int, measured: dict[str, float]) -> None:
         super().note(done, measured)

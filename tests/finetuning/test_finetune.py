@@ -76,6 +76,7 @@ def test_a_run_ends_with_an_adapter_that_says_what_was_learned(data, folder, tmp
     assert "28 tensors learned; 0 were" not in said
     assert "were frozen and are bitwise the same" in said
     assert "8 samples of" in said
+    assert re.search(r"55 steps are left, about \d+\.\d min", said)
     assert "2 held out; 60 steps" in said
     for word in ("weights", "gradients", "optimizer", "logits", "activations"):
         assert word in said
