@@ -413,7 +413,7 @@ def _add_settle(settle: argparse.ArgumentParser) -> None:
         'lines of {"image", "messages", "answer"}',
     )
     settle.add_argument(
-        "--only", nargs="+", default=[], metavar="FIELD", help="these fields alone (default: all)"
+        "--only", nargs="+", default=(), metavar="FIELD", help="these fields alone (default: all)"
     )
     _add_device(settle)
     _add_dtype(settle)

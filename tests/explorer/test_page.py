@@ -136,6 +136,7 @@ def test_a_file_of_ones_own(visitor, nano, tmp_path):
     assert visitor.ask(question) == nano.chat(drawn.picture, user(question))
     (tmp_path / "no.png").write_text("no picture")
     visitor.page.set_input_files("#file", str(tmp_path / "no.png"))
+    visitor.page.wait_for_selector("#error:not([hidden])")
     assert "no picture" in visitor.page.inner_text("#error")
 
 

@@ -159,9 +159,11 @@ export class Desk {
 
   async openFile(file) {
     const { app } = this;
+    byId("desk").setAttribute("aria-busy", "true");
     try {
       app.scene.showPhoto(await createImageBitmap(file));
     } catch {
+      byId("desk").setAttribute("aria-busy", "false");
       byId("error").hidden = false;
       byId("error").textContent = app.words("error.file");
       return;
