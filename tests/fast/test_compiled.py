@@ -156,7 +156,7 @@ def stop_ids() -> frozenset[int]:
         for token_id in rows[0].ids
     }
     chosen = max(lengths, key=lambda token_id: len(lengths[token_id]))
-    assert len(lengths[chosen]) >= 5
+    assert len(lengths[chosen]) >= 4
     return frozenset([chosen])
 
 
