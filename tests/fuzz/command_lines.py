@@ -231,6 +231,9 @@ SENSIBLE: dict[str, list[str]] = {
     "recipe": ["nano"],
     "stitching": ["trim", "mean"],
     "random": ["nano"],
+    "adapter": ["adapter"],
+    "assumptions": ["assumptions.json"],
+    "batch": ["2"],
     "peer": ["transformers"],
 }
 USUAL = {"model", "image", "out", "question", "max_new_tokens", "scenes", "repository"}
