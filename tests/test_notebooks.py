@@ -166,7 +166,7 @@ def test_what_its_prose_names_exists(name):
 def test_it_runs(name, tmp_path, monkeypatch, request):
     """In a copy of the folder, so that whatever it writes beside itself is seen."""
     if name.startswith("06_"):
-        reason = "its thresholds are of models trained with edge padding; the recipe pads with black"
+        reason = "its thresholds are of edge padding; the recipe pads with black"
         request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # nobody's own start-up files
