@@ -163,11 +163,8 @@ def test_what_its_prose_names_exists(name):
 
 @pytest.mark.slow
 @each_notebook
-def test_it_runs(name, tmp_path, monkeypatch, request):
+def test_it_runs(name, tmp_path, monkeypatch):
     """In a copy of the folder, so that whatever it writes beside itself is seen."""
-    if name.startswith("06_"):
-        reason = "its thresholds are of edge padding; the recipe pads with black"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))  # nobody's own start-up files
     copy = tmp_path / "notebooks"
