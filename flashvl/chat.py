@@ -254,7 +254,7 @@ class FlashVL:
     def merge_adapter(self) -> None:
         """Adds the adapter, if there is one, into the weights, which are then ordinary ones.
 
-        Raises `ArgumentError` for int8 weights.
+        Raises `ArgumentError` for quantized weights.
         """
         merge_loras(self.model)
 

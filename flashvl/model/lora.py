@@ -78,11 +78,13 @@ def add_loras(model: FlashVLModel, names: list[str], rank: int, alpha: float) ->
 def merge_loras(model: FlashVLModel) -> None:
     """Adds each LoRA into the weight that it stands beside, in float32, and removes it.
 
-    Raises `ArgumentError` for int8 weights, into which nothing can be added.
+    Raises `ArgumentError` for quantized weights, into which nothing can be added.
     """
     found = list(loras(model))
     if not all(isinstance(getattr(one.base, "weight", None), nn.Parameter) for _, one in found):
-        raise ArgumentError("an adapter is not merged into int8 weights; load without quantize")
+        raise ArgumentError(
+            "an adapter is not merged into quantized weights; load without quantize"
+        )
     for name, one in found:
         weight = one.base.weight
         assert isinstance(weight, nn.Parameter)

@@ -91,7 +91,9 @@ def test_merging_keeps_how_the_weights_are_stored(saved, tmp_path):
     assert {one.dtype for one in stored.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("options", [{"quantize": "int8"}, {"dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{"quantize": "int8"}, {"quantize": "int4"}, {"dtype": "bfloat16"}]
+)
 def test_it_stands_beside_other_weights(saved, options):
     folder, adapter, wanted = saved
     flash = FlashVL.from_pretrained(folder, device="cpu", adapter=adapter, **options)
@@ -100,7 +102,7 @@ def test_it_stands_beside_other_weights(saved, options):
     assert error < 0.2 * (logits(without).float() - wanted).abs().max()
     assert flash.chat(None, user(), max_new_tokens=2) is not None
     if "quantize" in options:
-        with pytest.raises(ArgumentError, match="not merged into int8"):
+        with pytest.raises(ArgumentError, match="not merged into quantized"):
             flash.merge_adapter()
 
 

@@ -183,7 +183,7 @@ def test_a_run_killed_at_random_moments_gives_the_same_files(whole, data, tmp_pa
         )
         while process.poll() is None and killed < 8:
             if answers.exists() and answers.stat().st_size > before:
-                time.sleep(chance.uniform(0, 0.2))
+                time.sleep(chance.uniform(0, 0.02))
                 process.kill()
                 break
             time.sleep(0.005)
