@@ -83,7 +83,7 @@ def case(random: Random, place: Path) -> Case:
         import_transformers()
     around(command, random)
     here = place / "here"
-    outs = [here / name for name in ("out.png", "page.html", "bench.json")]
+    outs = [here / name for name in ("out.png", "page.html", "explore.html", "bench.json")]
     writes = (*outs, here / "run", here / "runs", place / "cache", *named(command, here))
 
     def do() -> None:
