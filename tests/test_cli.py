@@ -261,6 +261,26 @@ def test_ctrl_c_while_a_command_is_imported_waits_for_its_end(module, monkeypatc
     assert capsys.readouterr().out == ""
 
 
+def test_ctrl_c_inside_a_finalizer_still_ends_the_command():
+    """Python can only print what is raised there."""
+    lines = """
+import signal, sys, time
+import flashvl.cli
+from flashvl.__main__ import main
+class Interrupted:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+def command():
+    Interrupted()
+    time.sleep(30)
+    return 0
+flashvl.cli.main = command
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_prints_no_traceback(taught):
     command = [sys.executable, "-m", "flashvl", "chat", "--model", taught, "hello"]
