@@ -288,12 +288,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_device(train)
     _add_seed(train, "same seed, same data")
     modes = choices_of("stitching")
-    train.add_argument("--stitching", choices=modes, default="trim", help="default: trim")
+    train.add_argument("--stitching", choices=modes, help="default: the recipe's, trim")
+    train.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="JSON with fields of config.json that the model has instead of the recipe's",
+    )
     train.add_argument(
         "--tower",
         type=Path,
         metavar="FOLDER",
-        help="folder of a run whose tower is taken; --steps are then those after it",
+        help="nano or a run's folder, whose tower is taken; --steps are then those after it",
     )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out")
 

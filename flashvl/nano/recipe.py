@@ -7,7 +7,7 @@ tower frozen. Training all together afterwards gained nothing; weights/nano/READ
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,9 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from ..config import FlashVLConfig
+from ..errors import ConfigError
 from ..input.tokenizer import QWEN2_PATTERN, Tokenizer
+from ..reading import copy_of
 from ..training.loop import Schedule
 from .world.scenes import scene, training_number
 
@@ -106,10 +108,24 @@ def nano_config(recipe: Recipe) -> FlashVLConfig:
     return FlashVLConfig.from_dict(recipe.config)
 
 
-def with_stitching(recipe: Recipe, mode: str) -> Recipe:
-    """The recipe with a model of this stitching mode."""
-    assumptions = recipe.config.get("assumptions", {}) | {"stitching": mode}
-    return replace(recipe, config=recipe.config | {"assumptions": assumptions})
+def with_config(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with a model whose config has these fields instead of its own.
+
+    A section of the config keeps the fields that are not changed. Raises `ConfigError` if there is
+    no such model, or its vocabulary is not the tokenizer's.
+    """
+    config = dict(recipe.config)
+    for name, value in copy_of(changes, "the changes").items():
+        own = config.get(name, {})
+        both = isinstance(value, dict) and isinstance(own, dict)
+        config[name] = own | value if both else value
+    changed = replace(recipe, config=config)
+    vocabulary = nano_config(changed).decoder.vocabulary
+    if vocabulary != recipe.vocabulary:
+        raise ConfigError(
+            f"vocab_size must stay {recipe.vocabulary}, as the tokenizer has it, found {vocabulary}"
+        )
+    return changed
 
 
 def train_tokenizer(recipe: Recipe) -> Tokenizer:

@@ -2,7 +2,8 @@
 
 A run's folder holds `state.safetensors` (all that resuming needs, replaced whole; the first thing
 in it), `log.jsonl` (a line each few steps; cut back to the state when a killed run is resumed) and,
-when the run is done, the checkpoint in the published layout.
+when the run is done, the checkpoint in the published layout, with the head for patch labels beside
+it, so that other runs can take the tower of either.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ import dataclasses
 import functools
 import os
 import shlex
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from ..assumptions import choices_of
 from ..chat import FlashVL
 from ..device import choose_device, device_failure_as_error
 from ..errors import ArgumentError, CheckpointError, shortened
 from ..input.prompt import TURN_END
-from ..reading import MAX_INTEGER, is_integer, read_path, shown
+from ..reading import MAX_INTEGER, is_integer, read_json, read_path, shown
 from ..training.folder import LOG, MAX_SHOWN, STATE, kept_for_this_run
 from ..training.loading import loading_failure_as_error
 from ..training.loop import Interrupted, make_optimizers, noted_interrupts, run_stage
@@ -39,7 +39,10 @@ from ..training.state import (
 )
 from .data import MAX_SEED, batches
 from .losses import ModelWithLosses
-from .recipe import RECIPES, Recipe, Stage, train_tokenizer, with_stitching
+from .recipe import RECIPES, Recipe, Stage, nano_config, train_tokenizer, with_config
+
+LABEL_HEAD = "label_head.safetensors"
+CUSTOM = "custom"  # a recipe that is not in `RECIPES`
 
 
 def train(
@@ -49,20 +52,23 @@ def train(
     device: str = "auto",
     steps: int | None = None,
     resume: bool = False,
-    stitching: str = "trim",
+    stitching: str | None = None,
     tower: Path | None = None,
 ) -> FlashVL:
     """Runs a recipe, or the rest of it, and writes the model to `folder`.
 
     `steps` scales the stages to that many steps together; `stitching` is the model's stitching
-    mode; `tower` is the folder of another run whose tower is taken, so that only the stages after
-    it are run. Ctrl-C saves before it ends the run; a run that was killed at any moment, or whose
-    disk was full, is resumed from what it saved last. To resume a run that is done writes its
-    model again.
+    mode, None for the recipe's; `tower` is "nano" or the folder of another run, whose tower is
+    taken, so that only the stages after it are run. Ctrl-C saves before it ends the run; a run that
+    was killed at any moment, or whose disk was full, is resumed from what it saved last. To resume
+    a run that is done writes its model again.
     Raises `ArgumentError` if `folder` holds a run and `resume` is false, or none and it is true,
     if it cannot be used or another process trains there, or if `tower` holds no tower for this
-    run; `CheckpointError` if a state is damaged or cannot be written; `DeviceError`.
+    run; `CheckpointError` if a state is damaged or cannot be written; `ConfigError`; `DeviceError`.
     """
+    name = _name_of(recipe)
+    changes = {} if stitching is None else {"assumptions": {"stitching": stitching}}
+    recipe = with_config(recipe, changes)
     if not is_integer(seed) or not 0 <= seed <= MAX_SEED:
         raise ArgumentError(f"the seed must be from 0 to {MAX_SEED}, found {shown(seed)}")
     if steps is not None and not (is_integer(steps) and 1 <= steps <= MAX_INTEGER):
@@ -75,41 +81,40 @@ def train(
         device_failure_as_error("training"),
         loading_failure_as_error(),
     ):
-        return _train(recipe, folder, seed, where, steps, resume, stitching, tower)
+        return _train(name, recipe, folder, seed, where, steps, resume, tower)
 
 
 def _train(
+    name: str,
     recipe: Recipe,
     folder: Path,
     seed: int,
     device: torch.device,
     steps: int | None,
     resume: bool,
-    stitching: str,
     tower: Path | None,
 ) -> FlashVL:
     # The tower's stages come first.
     first = 0 if tower is None else sum(one.data == "tiles" for one in recipe.stages)
     stages = recipe.stages[:first] + scaled(recipe.stages[first:], steps)
-    settings = {
-        "recipe": _name_of(recipe),
+    settings: dict[str, Any] = {
+        "recipe": name,
         "stages": [stage.steps for stage in stages],
         "seed": seed,
         "steps": steps,
-        "stitching": stitching,
+        "stitching": nano_config(recipe).tiler.stitching,
         "tower": None if tower is None else str(tower),
     }
+    if name == CUSTOM:
+        settings["config"] = recipe.config
     state = State(settings, first, 0)
-    tower_state = None
     if resume:
         state = read_state(folder / STATE)
         check_settings(state, settings, folder / STATE)
-    elif tower is not None:
-        tower_state = state_with_tower(tower, first, stitching)
     torch.manual_seed(seed)
     print("learning the tokenizer from drawn scenes", flush=True)
     tokenizer = train_tokenizer(recipe)
-    trained = ModelWithLosses(with_stitching(recipe, stitching), tokenizer).to(device)
+    trained = ModelWithLosses(recipe, tokenizer).to(device)
     parameters = dict(trained.named_parameters())
     save = functools.partial(save_state, folder / STATE, parameters, settings)
 
@@ -125,8 +130,8 @@ def _train(
         load_state(folder / STATE, parameters, optimizers, state)
         cut_log(folder / LOG, [stage.name for stage in stages], state.stage, state.step)
     else:
-        if tower_state is not None:
-            take_weights(tower_state, of_tower(parameters))
+        if tower is not None:
+            take_tower(trained, tower, first)
         save([], first, 0)  # before all else in the folder, which can then always be resumed
     if state.stage == len(stages):
         print("all stages are done; writing the model again", flush=True)
@@ -152,6 +157,8 @@ def _train(
             if interrupts:
                 raise Interrupted
     stop_ids = [tokenizer.control_id(token) for token in (TURN_END, "<|endoftext|>")]
+    head = {name: one for name, one in parameters.items() if name.startswith("label_head.")}
+    save_state(folder / LABEL_HEAD, head, settings, [], len(stages), 0)
     flash = FlashVL(trained.model.to(torch.bfloat16), tokenizer, stop_ids)
     flash.save_pretrained(folder, overwrite=resume)
     flash.model.float().eval()
@@ -169,52 +176,66 @@ def scaled(stages: tuple[Stage, ...], steps: int | None) -> tuple[Stage, ...]:
     )
 
 
-def of_tower(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """Those of the tower and of the label head, which is trained with it."""
-    return {
-        name: one
-        for name, one in parameters.items()
-        if name.startswith(("model.vision.", "label_head."))
-    }
+def take_tower(trained: ModelWithLosses, folder: Path, stages: int) -> None:
+    """Gives the tower, and the label head that learned with it, what another run has learned.
 
-
-def state_with_tower(folder: Path, stages: int, stitching: str) -> Path:
-    """The state of another run, which has done `stages`, for its tower -> its file.
-
-    Raises `CheckpointError` if it is damaged and `ArgumentError` if there is none, or the tower is
-    not yet trained or was trained on tiles of another size.
+    From its state if it is there, in which `stages` must be done, else from the model that it
+    wrote. Raises `CheckpointError` if a file is damaged and `ArgumentError` if there is none, or
+    the tower is not yet trained or of other sizes, or was trained on tiles of another size.
     """
+    parameters = dict(trained.named_parameters())
+    tower = {name: one for name, one in parameters.items() if name.startswith("model.vision.")}
+    head = {name: one for name, one in parameters.items() if name.startswith("label_head.")}
     file = folder / STATE
-    if not os.path.isfile(file):  # False for all that cannot be one
+    if os.path.isfile(file):  # False for all that cannot be one
+        state = read_state(file)
+        if state.stage < stages:
+            raise ArgumentError(
+                f"the tower of {folder} is not trained yet; let that run go on until its first "
+                f"{stages} stages are done"
+            )
+        its_stitching = state.settings.get("stitching")
+        if its_stitching not in choices_of("stitching"):
+            raise CheckpointError(
+                f"{file} is damaged: its stitching mode is {shown(its_stitching)}"
+            )
+        check_stitching(folder, its_stitching, trained.model.config.tiler.stitching)
+        take_weights(file, tower | head)
+        return
+    if str(folder) != "nano" and not os.path.isfile(folder / LABEL_HEAD):
         name = shortened(str(folder), MAX_SHOWN)
-        raise ArgumentError(f"{name} has no {STATE} to take a tower from")
-    state = read_state(file)
-    if state.stage < stages:
+        raise ArgumentError(f"{name} has neither {STATE} nor {LABEL_HEAD} to take a tower from")
+    flash = FlashVL.from_pretrained(str(folder), device="cpu", dtype="float32")
+    learned, file = flash.model, (flash.folder or folder) / LABEL_HEAD
+    check_stitching(folder, learned.config.tiler.stitching, trained.model.config.tiler.stitching)
+    if learned.config.vision != trained.model.config.vision:
+        raise ArgumentError(f"the tower of {folder} has other sizes than that of this run")
+    take_weights(file, head)
+    trained.model.vision.load_state_dict(learned.vision.state_dict())
+
+
+def check_stitching(folder: Path, its_own: str, wanted: str) -> None:
+    """Raises `ArgumentError` if the tower there was trained on tiles of another size."""
+    if (its_own == "none") != (wanted == "none"):
         raise ArgumentError(
-            f"the tower of {folder} is not trained yet; let that run go on until its first "
-            f"{stages} stages are done"
+            f"the tower of {folder} was trained for the stitching mode {its_own}, this run is of "
+            f"{wanted}: trim, mean and pool can share a tower, none sees no margin and needs its "
+            "own"
         )
-    its_stitching = state.settings.get("stitching")
-    if its_stitching not in choices_of("stitching"):
-        raise CheckpointError(f"{file} is damaged: its stitching mode is {shown(its_stitching)}")
-    if (its_stitching == "none") != (stitching == "none"):
-        raise ArgumentError(
-            f"the tower of {folder} was trained for the stitching mode {its_stitching}, this run "
-            f"is of {stitching}: trim and mean can share a tower, none sees no margin and needs "
-            "its own"
-        )
-    return file
 
 
 def _name_of(recipe: Recipe) -> str:
-    return next((name for name, known in RECIPES.items() if known == recipe), "custom")
+    return next((name for name, known in RECIPES.items() if known == recipe), CUSTOM)
 
 
 def run(options: argparse.Namespace) -> None:
     folder = options.out or Path("runs") / options.recipe
+    recipe = RECIPES[options.recipe]
+    if options.config is not None:
+        recipe = with_config(recipe, read_json(options.config))
     try:
         train(
-            RECIPES[options.recipe],
+            recipe,
             folder,
             options.seed,
             options.device,
@@ -232,6 +253,7 @@ def run(options: argparse.Namespace) -> None:
 def resume_command(options: argparse.Namespace, folder: Path) -> str:
     settings = ["--recipe", options.recipe, "--seed", str(options.seed)]
     settings += [] if options.steps is None else ["--steps", str(options.steps)]
-    settings += [] if options.stitching == "trim" else ["--stitching", options.stitching]
+    settings += [] if options.config is None else ["--config", str(options.config)]
+    settings += [] if options.stitching is None else ["--stitching", options.stitching]
     settings += [] if options.tower is None else ["--tower", str(options.tower)]
     return shlex.join(["flashvl", "train", *settings, "--out", str(folder), "--resume"])

@@ -7,6 +7,7 @@ import functools
 import itertools
 import json
 import shlex
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -55,9 +56,9 @@ from flashvl.nano.recipe import (
     Recipe,
     nano_config,
     train_tokenizer,
-    with_stitching,
+    with_config,
 )
-from flashvl.nano.train import resume_command, scaled, train
+from flashvl.nano.train import resume_command, scaled, take_tower, train
 from flashvl.nano.world.packed import IGNORED, NAMES, packed_tile
 from flashvl.nano.world.scenes import scene, training_number
 from flashvl.nano.world.things import COLORS, DIGITS, SHAPES
@@ -255,7 +256,8 @@ def test_a_tower_that_does_not_fit_is_refused_in_words(tiny, finished, tmp_path)
             train(tiny, tmp_path / "run", device="cpu", steps=3, tower=tower, **settings)
         assert not any((tmp_path / "run").iterdir())
 
-    refused("has no state.safetensors", tmp_path / "nowhere")
+    refused("neither state.safetensors nor label_head.safetensors", tmp_path / "nowhere")
+    refused("other sizes", Path("nano"))
     refused("needs its own", finished, stitching="none")
     half, foreign = tmp_path / "half", tmp_path / "foreign"
     for folder in (half, foreign):
@@ -270,6 +272,75 @@ def test_a_tower_that_does_not_fit_is_refused_in_words(tiny, finished, tmp_path)
     weights["weight/model.vision.norm.weight"] = torch.zeros(3)
     save_file(weights, foreign / "state.safetensors", metadata)
     refused("does not fit", foreign, CheckpointError)
+
+
+def test_the_tower_of_a_finished_model_is_taken_without_its_state(
+    tiny, finished, tokenizer, tmp_path
+):
+    model = tmp_path / "model"
+    shutil.copytree(finished, model, ignore=shutil.ignore_patterns("state.safetensors"))
+    trained = ModelWithLosses(tiny, tokenizer)
+    before = trained.model.compressor.norm.weight.clone()
+    take_tower(trained, model, 1)
+    tower = FlashVL.from_pretrained(finished, dtype="float32").model.vision.state_dict()
+    for name, weight in trained.model.vision.state_dict().items():
+        assert torch.equal(weight, tower[name])
+    with safe_open(finished / "state.safetensors", framework="pt") as state:
+        head = state.get_tensor("weight/label_head.weight")
+    assert torch.equal(trained.label_head.weight, head)
+    assert torch.equal(trained.model.compressor.norm.weight, before)
+    none = ModelWithLosses(with_config(tiny, {"assumptions": {"stitching": "none"}}), tokenizer)
+    with pytest.raises(ArgumentError, match="needs its own"):
+        take_tower(none, model, 1)
+
+
+def test_the_embedded_nano_gives_its_tower(tokenizer):
+    trained = ModelWithLosses(NANO, tokenizer)
+    take_tower(trained, Path("nano"), 2)
+    nano = FlashVL.from_pretrained("nano", dtype="float32")
+    weight = trained.model.vision.patch_embedding.weight
+    assert torch.equal(weight, nano.model.vision.patch_embedding.weight)
+    pictures = torch.rand(2, 3, nano.config.tiler.seen_size, nano.config.tiler.seen_size)
+    with torch.no_grad():
+        assert trained.label_head(trained.model.vision(pictures)).isfinite().all()
+
+
+def test_a_config_of_ones_own_is_trained_and_resumed(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(train_module.RECIPES, "nano", tiny)
+    changes, folder = tmp_path / "one head.json", tmp_path / "run"
+    changes.write_text('{"llm_config": {"num_key_value_heads": 1}, "intermediate_size": 8}')
+    command = ["train", "--steps", "3", "--device", "cpu", "--out", str(folder)]
+    with interrupted_at(("answers", 0)):
+        assert main([*command, "--config", str(changes)]) == 130
+    again = shlex.split(capsys.readouterr().out.split("go on with: ")[1])
+    assert main([*command, "--resume"]) == 2  # the recipe's own config
+    assert "other settings" in capsys.readouterr().err
+    assert main(again[1:]) == 0
+    config, own = FlashVL.from_pretrained(folder).config, nano_config(tiny)
+    assert config.decoder == dataclasses.replace(own.decoder, key_value_heads=1)
+    assert config.compressor == dataclasses.replace(own.compressor, hidden_width=8)
+    assert config.vision == own.vision
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"llm_config": {"vocab_size": 99}}, "vocab_size must stay"),
+        ({"llm_config": {"num_key_value_heads": 3}}, "key"),
+        ({"llm_config": 5}, "llm_config"),
+        ({"assumptions": {"stitching": "glue"}}, "stitching"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused_before_anything_is_written(
+    changes, words, tmp_path, capsys
+):
+    (tmp_path / "changes.json").write_text(json.dumps(changes))
+    out = tmp_path / "run"
+    assert main(["train", "--config", str(tmp_path / "changes.json"), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert words in error
+    assert not out.exists()
 
 
 def test_steps_scale_all_stages_in_proportion():
@@ -416,7 +487,7 @@ def test_a_batch_of_tiles_has_their_labels_patch_by_patch(tiny):
 
 def test_tiles_are_as_large_as_the_tower_will_see_them(tiny, tokenizer):
     for mode, side in (("trim", 112), ("mean", 112), ("none", 84)):
-        config = nano_config(with_stitching(tiny, mode))
+        config = nano_config(with_config(tiny, {"assumptions": {"stitching": mode}}))
         tiles = TileBatches(config, tiny.stages[0], seed=4, first=SPAN)[0].pixels
         pictures = SceneBatches(config, tokenizer, tiny.stages[1], seed=4, first=SPAN)[0].pixels
         assert tiles.shape[1:] == pictures.shape[1:] == (3, side, side)
@@ -591,7 +662,8 @@ def one_hot(labels: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def test_image_tokens_are_drawn_to_the_words_for_what_they_show(tiny, tokenizer):
-    trained = ModelWithLosses(tiny, tokenizer)
+    wide = with_config(tiny, {"llm_config": {"hidden_size": 256}})  # words lie apart
+    trained = ModelWithLosses(wide, tokenizer)
     words = trained.words @ trained.model.decoder.embedding.weight  # (words, D)
     features = torch.zeros(1, 36, 16)
 
