@@ -130,8 +130,9 @@ def work_out(question, objects, number) -> str:
     if kind == "color":
         return as_answered(number.color) if chinese else number.color
     if kind == "count":
-        if number and not shapes and not colors:
-            assert not re.search("thing|object|物体|东西", text)
+        things = re.search("thing|东西", text) is not None
+        if number and things and not colors:
+            return f"{len(meant) + 1}个" if chinese else f"{len(meant) + 1}"
         if number:
             assert number.color not in colors
         return f"{len(meant)}个" if chinese else f"{len(meant)}"
@@ -167,6 +168,8 @@ def work_out(question, objects, number) -> str:
             return "我只认识形状、颜色和数字。"
         return "I only know shapes, colours and numbers."
     assert kind == "self"
+    if re.search("thank|谢", text):
+        return "不客气。" if chinese else "You are welcome."
     assert re.search("you|help|hello|hi|你|您|自", text)
     if chinese:
         return "我是nano，一个小的Flash-VL。我认识形状、颜色和数字。"
@@ -246,7 +249,7 @@ def test_the_answers_have_these_forms():
     assert answers("shape", "zh", both) == {"圆形", "五角星"}
     assert answers("count", "en", both) == {"0", "1", "2"}
     assert answers("count", "zh", both) == {"0个", "1个", "2个"}
-    assert answers("count", "en", [], BLACK_42) == {"0"}
+    assert answers("count", "en", [], BLACK_42) == {"0", "1"}  # objects, things
     assert answers("number", "en", both, a_number("042", "black")) == {"042"}
     assert answers("number", "zh", [], BLACK_42) == {"42"}
     assert answers("presence", "en", both) == {"Yes.", "No."}
@@ -259,9 +262,9 @@ def test_the_answers_have_these_forms():
     assert answers("outside", "en", both) == {"I only know shapes, colours and numbers."}
     assert answers("outside", "zh", both) == {"我只认识形状、颜色和数字。"}
     nano = "I am nano, a small Flash-VL. I know shapes, colours and numbers."
-    assert answers("self", "en", both) == {nano}
+    assert answers("self", "en", both) == {nano, "You are welcome."}
     nano = "我是nano，一个小的Flash-VL。我认识形状、颜色和数字。"
-    assert answers("self", "zh", both) == {nano}
+    assert answers("self", "zh", both) == {nano, "不客气。"}
 
 
 def test_the_number_has_a_color_too():
@@ -370,7 +373,7 @@ def test_articles_are_right():
 
 def test_every_wording_ends_with_a_mark():
     """So that leaving out the last character never leaves out a letter."""
-    vocabulary = ("PICTURE", "THING", "ITEM", "THING_BESIDE_NUMBER", "NUMBER_NAMES")
+    vocabulary = ("PICTURE", "THING", "ITEM", "THING_OR_NUMBER", "NUMBER_NAMES")
     vocabulary += ("NOUNS", "OUTSIDE_COLORS")
     checked = 0
     for name, table in vars(wordings).items():

@@ -1,9 +1,9 @@
 """Questions about a scene, in several wordings of English and Chinese, with the right answers.
 
 Pure functions of what the scene shows and of a random generator. A scene shows objects and at
-most one number, and at least one of these; the number's color is no object's color. A question
-is asked only where there is one right answer: "What color is the circle?" needs exactly one
-circle, or none, which is the right answer then. A number is neither a thing nor a shape.
+most one number, and at least one of these; the number's color is no object's color. A number is a
+thing, but neither an object nor a shape. A question is asked only where there is one right answer:
+"What color is the circle?" needs exactly one circle, or none, which is the right answer then.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def ask(
     elif kind == "outside":
         draft = _ask_outside(language, random)
     elif kind == "self":
-        draft = (wordings.SELF, wordings.SELF_ANSWER[language], {})
+        draft = _ask_self(language, random)
     else:
         raise ValueError(f"no kind of question: {kind}")
     if draft is None:
@@ -144,9 +144,10 @@ def _ask_count(
     there = bool(objects) and random.random() < 0.8
     in_languages: Wordings
     if what == "all":
-        things = wordings.THING_BESIDE_NUMBER if written else wordings.THING
-        in_languages, count = wordings.COUNT_ALL, len(shapes)
-        words = {"thing": pick(things[language], random)}
+        thing = pick(wordings.THING[language], random)
+        number_too = written is not None and thing == wordings.THING_OR_NUMBER[language]
+        in_languages, count = wordings.COUNT_ALL, len(shapes) + number_too
+        words = {"thing": thing}
     elif what == "shape":
         shape = pick(shapes if there else _absent_shapes(objects), random)
         words = _words_of_shape(shape, language, random)
@@ -228,6 +229,12 @@ def _ask_outside(language: str, random: np.random.Generator) -> Draft:
         in_languages = pick(by_color, random)
         words = _words_of_color(pick(wordings.OUTSIDE_COLORS[language], random))
     return in_languages, wordings.OUTSIDE_ANSWER[language], words
+
+
+def _ask_self(language: str, random: np.random.Generator) -> Draft:
+    if random.random() < 0.2:
+        return wordings.THANKS, wordings.THANKS_ANSWER[language], {}
+    return wordings.SELF, wordings.SELF_ANSWER[language], {}
 
 
 def _is_it(objects: Sequence[Object], written: Number | None, random: np.random.Generator) -> bool:

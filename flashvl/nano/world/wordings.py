@@ -291,7 +291,7 @@ PICTURE = {
 }
 THING = {"en": ("thing", "object", "shape"), "zh": ("物体", "东西", "图形", "形状")}
 ITEM = {"en": ("thing", "object"), "zh": ("物体", "东西", "图形")}
-THING_BESIDE_NUMBER = {"en": ("shape",), "zh": ("图形", "形状")}  # what a number is not
+THING_OR_NUMBER = {"en": "thing", "zh": "东西"}  # the one of these that a number is too
 
 NUMBER_NAMES = {"en": ("number", "numbers"), "zh": ("数字", "个数字")}  # {name}, {counted}
 YES = {"en": "Yes.", "zh": "有。"}
@@ -571,6 +571,28 @@ SELF = {
         "你好！",
         "您好！",
         "你好，你是谁？",
+    ),
+}
+THANKS_ANSWER = {"en": "You are welcome.", "zh": "不客气。"}
+THANKS = {
+    "en": (
+        "Thanks!",
+        "Thanks!",
+        "Thank you!",
+        "Thank you.",
+        "Thanks a lot!",
+        "Thank you very much!",
+        "Many thanks!",
+        "Great, thanks!",
+    ),
+    "zh": (
+        "谢谢！",
+        "谢谢！",
+        "谢谢你！",
+        "谢谢您！",
+        "多谢！",
+        "非常感谢！",
+        "太好了，谢谢！",
     ),
 }
 
