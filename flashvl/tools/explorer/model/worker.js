@@ -6,7 +6,7 @@ import { generate } from "./generate.js";
 import { lens, nearestWords, partsOfPrompt, spelled, wholeWords } from "./inside.js";
 import { FlashVLModel } from "./network.js";
 import { normalize } from "./processor.js";
-import { TURN_START, encodeMessages } from "./prompt.js";
+import { encodeMessages } from "./prompt.js";
 import { concatenate } from "./tensor.js";
 import { tileImage } from "./tiling.js";
 import { Tokenizer } from "./tokenizer.js";
@@ -52,15 +52,12 @@ export class Session {
     if (read === null) return;
     const config = this.config.stitchedBy(job.stitching);
     const imageTokens = this.model.compress(read.features, read.grid, config); // (S, tokens, D)
-    const order = config.tiler.order(read.grid);
-    const cells = read.grid[0] * read.grid[1];
-    const isThumbnail = (image) => order[Math.floor(image / config.tokensPerTile)] === cells;
     this.post({
       kind: "tokens",
       number: job.number,
       side: config.tokenSide,
-      tileOrder: order,
-      order: config.compressor.tokenOrder,
+      tileOrder: config.tiler.order(read.grid),
+      tokenOrder: config.compressor.tokenOrder,
       tokens: nearestWords(imageTokens, this.model.decoder.embedding, this.words, NEAREST),
     });
     const ids = encodeMessages(
@@ -70,8 +67,7 @@ export class Session {
       imageTokens.shape[0],
       config.tokensPerTile,
     );
-    const turnStart = this.tokenizer.controlId(TURN_START);
-    const parts = partsOfPrompt(ids, this.tokenizer, turnStart, isThumbnail);
+    const parts = partsOfPrompt(ids, this.tokenizer, config, read.grid);
     this.post({ kind: "prompt", number: job.number, parts });
     await this.answer(job, ids, imageTokens, parts);
   }
