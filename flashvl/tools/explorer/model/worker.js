@@ -51,14 +51,14 @@ export class Session {
     const read = await this.readPicture(job);
     if (read === null) return;
     const config = this.config.stitchedBy(job.stitching);
-    const imageTokens = this.model.compress(read.features, read.grid, config); // (S, tokens, D)
+    const { imageTokens, nearest } = this.compress(read, config);
     this.post({
       kind: "tokens",
       number: job.number,
       side: config.tokenSide,
       tileOrder: config.tiler.order(read.grid),
       tokenOrder: config.compressor.tokenOrder,
-      tokens: nearestWords(imageTokens, this.model.decoder.embedding, this.words, NEAREST),
+      tokens: nearest,
     });
     const ids = encodeMessages(
       [{ role: "user", content: job.question }],
@@ -72,12 +72,24 @@ export class Session {
     await this.answer(job, ids, imageTokens, parts);
   }
 
+  /** A read picture -> {imageTokens (S, tokens, D), nearest: their words}; once for each mode. */
+  compress({ features, grid, compressed }, config) {
+    const { stitching } = config.tiler;
+    if (!compressed.has(stitching)) {
+      const imageTokens = this.model.compress(features, grid, config); // (S, tokens, D)
+      const { embedding } = this.model.decoder;
+      const nearest = nearestWords(imageTokens, embedding, this.words, NEAREST);
+      compressed.set(stitching, { imageTokens, nearest });
+    }
+    return compressed.get(stitching);
+  }
+
   /** Tiles through the tower, one at a time -> {features, grid}, or null if a newer job came. */
   async readPicture({ number, stitching }) {
     const { tiler } = this.config.stitchedBy(stitching);
     const known = this.readPictures.get(tiler.seenMargin);
     const cut = known ?? tileImage(this.picture, tiler);
-    const read = { ...cut, features: null, attention: [] };
+    const read = { ...cut, features: null, attention: [], compressed: new Map() };
     const { coreSize: core, seenMargin: margin } = tiler;
     const patch = this.config.vision.patchSize;
     // The page numbers tiles row by row, and the thumbnail after them.
