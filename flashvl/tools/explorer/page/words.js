@@ -110,7 +110,7 @@ export const WORDS = {
 
     "tower.title": "The tower looks at patches",
     "tower.text":
-      "Each tile is {side} × {side} patches, and in each layer every patch asks all others of its tile what they hold. Choose a patch, and see where it looks; the darker, the more.",
+      "Each tile is {side} × {side} patches, and in each layer every patch asks all others of its tile what they hold. Choose a patch, and see where it looks; the bluer, the more.",
     "tower.tile": "Tile",
     "tower.thumbnail": "Thumbnail",
     "tower.patches": "Patches of the tile; choose one",
@@ -330,7 +330,7 @@ export const WORDS = {
 
     "tower.title": "视觉塔看小片",
     "tower.text":
-      "每个图块是 {side} × {side} 个小片，在每一层里，每个小片都向同一图块的所有小片询问它们有什么。选一个小片，看看它往哪里看；颜色越深，看得越多。",
+      "每个图块是 {side} × {side} 个小片，在每一层里，每个小片都向同一图块的所有小片询问它们有什么。选一个小片，看看它往哪里看；越蓝，看得越多。",
     "tower.tile": "图块",
     "tower.thumbnail": "缩略图",
     "tower.patches": "图块的小片；选择一个",
