@@ -265,6 +265,7 @@ def test_heads_layers_and_candidates_can_be_chosen(visitor):
 @pytest.mark.slow
 def test_patches_of_the_tower(visitor):
     page = visitor.page
+    assert page.locator("#tower-heads [role=img]").count() == 16
     drawn = "document.querySelector('#tower-heads canvas').toDataURL()"
     page.locator("#tower-patches .cell").nth(9).click()
     assert page.inner_text("#tower-patch") == "Patch in row 2, column 2"
@@ -350,10 +351,13 @@ def test_cells_are_painted_over_and_pressed_by_the_keyboard(visitor):
 
 def test_the_tour_goes_from_stop_to_stop(visitor):
     page = visitor.page
+    page.locator("#objects button").first.click()
+    assert page.locator("#object").is_visible()
     page.get_by_role("button", name="Guided tour").click()
     titles = []
     for stop in range(1, 7):
         page.wait_for_selector(f"body[data-stop='{stop}']")
+        assert page.locator("#object").is_hidden()
         assert page.evaluate("location.hash") == f"#tour-{stop}"
         titles.append(page.inner_text("#tour-title"))
         if stop == 5:
@@ -524,6 +528,7 @@ def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind, assumed):
     context.close()
 
 
+@pytest.mark.slow
 def test_a_thumbnail_that_comes_first_and_tiles_column_by_column(browser, tmp_path):
     assumptions = {"thumbnail": "first", "tile_order": "columns"}
     flash = FlashVL.from_pretrained("nano", "cpu", "float32", assumptions=assumptions)
