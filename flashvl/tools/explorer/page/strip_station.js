@@ -28,18 +28,17 @@ export class StripStation {
     }
   }
 
-  /** Whether something else is to be seen than what is there. */
+  /** Whether something else is to be shown than what is there. */
   isAnother() {
     const { run, language } = this.app;
-    const shown = [run, run.steps.length, language];
-    const same = this.shown?.every((one, index) => one === shown[index]);
-    this.shown = shown;
-    return same !== true;
+    const wanted = [run, run.steps.length, language];
+    return !this.shown?.every((one, index) => one === wanted[index]);
   }
 
   show() {
     const { app } = this;
     const { run } = app;
+    this.shown = [run, run.steps.length, app.language];
     const count = run.parts.length + run.steps.length;
     // Once for all its image tokens: an address takes long to read.
     if (this.sprite?.run !== run) this.sprite = { run, url: this.small() };
