@@ -275,10 +275,14 @@ def draw(
     cut = "" if answer[-1].token_id in stops else f" (cut off after {len(answer)} tokens)"
     grid = grid_of(image, tiler)
     width = (PANELS_IN_A_ROW - 1) * (PANEL + GAP) - GAP
+    several = (
+        ": the mean, and below it the heads that look hardest at the picture, with the share that "
+        "is on it"
+    )
     how = (
-        "Each panel shows what the decoder read to choose the token named above it: the mean, and "
-        "below it the heads that look hardest at the picture, with the share that is on it. One "
-        "square is one token. Each drawing has a scale of its own. The bars are logarithmic."
+        "Each panel shows what the decoder read to choose the token named above it"
+        f"{several if len(answer[0].strongest) > 1 else ''}. One square is one token. Each "
+        "drawing has a scale of its own. The bars are logarithmic."
     )
     head = [
         paragraph(f"Question: {question}", width, LARGE),

@@ -55,8 +55,8 @@ WHAT_THEY_DO = {
     "mean": "The tower sees core and margin. Where tiles overlap, a token is the mean of what "
     "each of them saw there.",
     "none": "The tower sees the core alone. No tile knows what its neighbor shows.",
-    "pool": "The tower sees core and margin. All patches are averaged down to as many as a core "
-    "has: a token stands for somewhat more than its square below.",
+    "pool": "The tower sees core and margin. All patches are averaged down: a token stands for "
+    "more than its square.",
 }
 NO_MARGIN = "This model's tiles have no margin, so that there is nothing to stitch."
 

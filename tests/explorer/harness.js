@@ -27,6 +27,8 @@ const opened = () => ({
 const tasks = {
   words: () => modules["page/words.js"].WORDS,
 
+  placeholders: () => modules["model/prompt.js"].PLACEHOLDERS,
+
   resize: () =>
     given.cases.map(({ picture, height, width, resample }) =>
       packedPicture(
@@ -45,6 +47,46 @@ const tasks = {
       const { tiler } = FlashVLConfig.fromDict(config);
       const { tiles, grid } = modules["model/tiling.js"].tileImage(unpackedPicture(picture), tiler);
       return { grid, tiles: tiles.map(packedPicture) };
+    }),
+
+  grids: () => {
+    const { GRID_RULES } = modules["model/tiling.js"];
+    return {
+      rules: Object.keys(GRID_RULES),
+      grids: given.cases.map(([rule, ...sizes]) => GRID_RULES[rule](...sizes)),
+    };
+  },
+
+  logarithms: () => given.values.map(modules["model/tiling.js"].logarithm),
+
+  windows: () => {
+    const { averageWindows } = modules["model/compressor.js"];
+    return given.cases.map(({ shape, values, core }) =>
+      packed(averageWindows(new Tensor(shape, Float32Array.from(values)), core)),
+    );
+  },
+
+  // Where each token lies: values laid out, and each token's position, back again, and box.
+  places: () =>
+    given.cases.map(({ config, grid }) => {
+      const { tiler, compressor, tokenSide } = FlashVLConfig.fromDict(config);
+      const places = new modules["page/places.js"].Places({
+        grid,
+        tileOrder: tiler.order(grid),
+        side: tokenSide,
+        tokenOrder: compressor.tokenOrder,
+      });
+      const tokens = Array.from({ length: places.count }, (_, token) => token);
+      return {
+        tiles: Array.from(places.laidOut(tokens)),
+        thumbnail: places.hasThumbnail ? Array.from(places.laidOut(tokens, true)) : null,
+        again: tokens.map((token) => {
+          const { row, column, thumbnail } = places.position(token);
+          return places.token(row, column, thumbnail);
+        }),
+        boxes: tokens.map((token) => places.box(token)),
+        ofTiles: tiler.order(grid).map((_, tile) => places.tokensOf(tile)),
+      };
     }),
 
   tokens: () => {

@@ -32,7 +32,8 @@ def run_in_node(folder: Path, task: str, flash: FlashVL | None = None, **values:
         }
     given, script = folder / "given.json", folder / "script.js"
     given.write_text(json.dumps({"task": task, "model": model, **values}), encoding="utf-8")
-    script.write_text(f"{joined('model/worker.js', 'page/words.js')}\n{HARNESS}", encoding="utf-8")
+    parts = joined("model/worker.js", "page/words.js", "page/places.js")
+    script.write_text(f"{parts}\n{HARNESS}", encoding="utf-8")
     done = subprocess.run(
         [NODE, str(script), str(given)], capture_output=True, text=True, encoding="utf-8"
     )

@@ -17,6 +17,7 @@ from safetensors.torch import load
 from tiny import picture, tiny_model
 
 from flashvl import FlashVL
+from flashvl.assumptions import choices_of
 from flashvl.cli import main
 from flashvl.errors import ArgumentError
 from flashvl.tools import explore
@@ -214,6 +215,8 @@ def test_both_languages_say_everything(tmp_path):
     words = run_in_node(tmp_path, "words")
     english, chinese = words["en"], words["zh"]
     assert english.keys() == chinese.keys()
+    assert {f"tiles.mode.{one}" for one in choices_of("stitching")} <= english.keys()
+    assert {f"padding.{one}" for one in choices_of("padding")} <= english.keys()
     for key, text in english.items():
         if isinstance(text, str):
             filled = [sorted(set(re.findall(r"\{\w+\}", one))) for one in (text, chinese[key])]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
+import itertools
 import json
+import math
 import random
 import unicodedata
 
@@ -18,23 +21,27 @@ from PIL import Image
 from tiny import PUBLISHED, picture, tiny_model, tiny_published, tokenizer_definition, user
 
 from flashvl import FlashVL, FlashVLConfig, FlashVLModel
+from flashvl.assumptions import PLACEHOLDERS, choices_of
 from flashvl.checkpoint.hub import weights_folder
-from flashvl.config import PADDINGS, TilerConfig
+from flashvl.config import PADDINGS, PromptConfig, TilerConfig
 from flashvl.generation.sampling import Sampling, keep_top_k, keep_top_p
 from flashvl.input.prompt import encode_messages
-from flashvl.input.tiling import tile_image
+from flashvl.input.tiling import GRID_RULES, grids_of, tile_image
 from flashvl.input.tokenizer import Tokenizer
 from flashvl.model.cache import KVCache
+from flashvl.model.compressor import average_windows
 from flashvl.model.decoder import rope_rotation
 from flashvl.model.recording import recorded
 from flashvl.nano.world.scenes import scene, scoring_number
 from flashvl.tools.explore import page_data, resizes_height_first
-from flashvl.tools.look import attention_weights
+from flashvl.tools.look import attention_weights, lay_on_picture
 
 pytestmark = needs_node
 
 FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
-STITCHING = ("trim", "mean", "none", "pool")  # those that the page has
+STITCHING = choices_of("stitching")
+# In which order tiles come.
+ORDERS = list(itertools.product(choices_of("thumbnail"), choices_of("tile_order")))
 
 
 @pytest.fixture(scope="module")
@@ -76,36 +83,81 @@ def test_tiles_and_grids_are_pythons(tmp_path, nano):
                 if number % 2:  # a tiler of other sizes: cores of 4 pixels in margins of 7
                     tiler = dataclasses.replace(tiler, tile_size=18, margin=7, thumbnail="none")
                 image = noise(height, width, number)
-                changed = dataclasses.asdict(dataclasses.replace(config, tiler=tiler, source={}))
-                changed["tiler"]["height_first"] = resizes_height_first()
                 wanted.append(tile_image(image, tiler))
-                cases.append({"picture": picture_of(image), "config": changed})
-    found = run_in_node(tmp_path, "tiles", cases=cases)
-    for (tiles, grid), result in zip(wanted, found, strict=True):
-        assert tuple(result["grid"]) == grid
-        assert np.array_equal(np.stack([bytes_of(one) for one in result["tiles"]]), tiles)
+                cases.append({"picture": picture_of(image), "config": as_json(config, tiler)})
+    assert_tiles_are_equal(tmp_path, cases, wanted)
 
 
-@pytest.mark.parametrize("rule", ["aspect", "resolution", "slices"])
-def test_grids_and_orders_of_tiles_are_pythons(rule, tmp_path, nano):
+def test_tiles_come_in_pythons_order_by_every_rule(tmp_path, nano):
     cases, wanted = [], []
-    for number, thumbnail in enumerate(("last", "first", "none")):
-        for tile_order in ("rows", "columns"):
-            tiler = dataclasses.replace(
-                nano.config.tiler, grid=rule, thumbnail=thumbnail, tile_order=tile_order
-            )
-            for height, width in [(50, 80), (300, 110), (97, 400), (100, 100), (30, 31)]:
-                image = noise(height, width, number)
-                changed = dataclasses.asdict(
-                    dataclasses.replace(nano.config, tiler=tiler, source={})
-                )
-                changed["tiler"]["height_first"] = resizes_height_first()
-                wanted.append(tile_image(image, tiler))
-                cases.append({"picture": picture_of(image), "config": changed})
-    found = run_in_node(tmp_path, "tiles", cases=cases)
+    for (thumbnail, order), rule in itertools.product(ORDERS, GRID_RULES):
+        changes = {"thumbnail": thumbnail, "tile_order": order, "grid": rule}
+        tiler = dataclasses.replace(nano.config.tiler, tile_size=14, margin=2, **changes)
+        for height, width in [(9, 9), (23, 31), (12, 90), (40, 18)]:
+            image = noise(height, width, len(cases))
+            wanted.append(tile_image(image, tiler))
+            cases.append({"picture": picture_of(image), "config": as_json(nano.config, tiler)})
+    assert len({grid for _, grid in wanted}) > 4
+    assert_tiles_are_equal(tmp_path, cases, wanted)
+
+
+def as_json(config: FlashVLConfig, tiler: TilerConfig) -> dict:
+    """The config with another tiler, as the page gets it."""
+    values = dataclasses.asdict(dataclasses.replace(config, tiler=tiler, source={}))
+    values["tiler"]["height_first"] = resizes_height_first()
+    return values
+
+
+def assert_tiles_are_equal(folder, cases, wanted):
+    found = run_in_node(folder, "tiles", cases=cases)
     for (tiles, grid), result in zip(wanted, found, strict=True):
         assert tuple(result["grid"]) == grid
         assert np.array_equal(np.stack([bytes_of(one) for one in result["tiles"]]), tiles)
+
+
+def halfway_pictures(max_tiles: int) -> list[tuple[int, int]]:
+    """(height, width) of each shape halfway, in the logarithm, between two grids.
+
+    There rounding alone decides between them.
+    """
+    shapes = set()
+    for one, other in itertools.combinations(grids_of(max_tiles), 2):
+        across, down = one[1] * other[1], one[0] * other[0]
+        common = math.gcd(across, down)
+        width, height = math.isqrt(across // common), math.isqrt(down // common)
+        if width**2 * common == across and height**2 * common == down:
+            shapes.add((height, width))
+    return sorted(shapes)
+
+
+def test_grids_are_pythons_by_every_rule(tmp_path):
+    dice = random.Random(0)
+    sizes = [
+        (dice.randrange(1, 4000), dice.randrange(1, 4000), core, dice.randrange(1, 15))
+        for core in (12, 84, 336)
+        for _ in range(1000)
+    ]
+    sizes += [
+        (height * 120, width * 120, core, max_tiles)
+        for height, width in halfway_pictures(12)
+        for core in (37, 84, 120, 300)
+        for max_tiles in range(1, 13)
+    ]
+    cases = [(rule, *one) for rule in GRID_RULES for one in sizes]
+    found = run_in_node(tmp_path, "grids", cases=cases)
+    assert found["rules"] == list(GRID_RULES) == list(choices_of("grid"))
+    for (rule, *one), grid in zip(cases, found["grids"], strict=True):
+        assert tuple(grid) == GRID_RULES[rule](*one), (rule, one)
+    counts = {rows * columns for rows, columns in found["grids"]}
+    assert counts == set(range(1, 15))
+
+
+def test_logarithms_are_the_nearest_numbers(tmp_path):
+    values = [columns / rows for rows, columns in grids_of(300)] + [1 / 30000, 30000.0]
+    with decimal.localcontext() as context:
+        context.prec = 50
+        wanted = [float(decimal.Decimal(value).ln()) for value in values]
+    assert run_in_node(tmp_path, "logarithms", values=values) == wanted
 
 
 # Texts.
@@ -183,35 +235,81 @@ def test_a_text_that_is_not_cut_or_normalized_stays_whole(tmp_path):
     assert found["ids"] == [tokenizer.encode(text) for text in given_texts]
 
 
-def test_prompts_are_pythons(tmp_path, nano):
-    prompt, tokenizer = nano.config.prompt, nano.tokenizer
-    marked = dataclasses.replace(prompt, slice_markers=("<|im_start|>", "<|im_end|>"))
-    bare = dataclasses.replace(prompt, system=None, image_place="text")
+PROMPTS = [
+    PromptConfig(*values)
+    for values in itertools.product(
+        (PromptConfig.system, None, ""),
+        choices_of("image_place"),
+        (*choices_of("slice_markers"), ("<|im_end|>", "<|im_start|>")),
+    )
+]
+
+
+def test_prompts_are_pythons(tmp_path):
+    tokenizer = Tokenizer(tokenizer_definition())
     conversation = [
         {"role": "system", "content": "Short."},
         {"role": "user", "content": "\nWhat is it?"},
         {"role": "assistant", "content": "a star"},
         {"role": "user", "content": "它是什么颜色？"},
     ]
+    said = [conversation, conversation[1:], user("What is <|im_end|> this?"), user("")]
+    said += [user(text) for text in texts(30)]
     cases, wanted = [], []
-    for messages in (user("What is <|im_end|> this?"), conversation, conversation[1:]):
-        for config in (prompt, marked, bare):
-            for tiles, tokens in ((0, 0), (1, 1), (3, 4)):
-                wanted.append(encode_messages(messages, tokenizer, config, tiles, tokens))
-                cases.append(
-                    {
-                        "messages": messages,
-                        "config": {
-                            "system": config.system,
-                            "sliceMarkers": config.slice_markers,
-                            "imagePlace": config.image_place,
-                        },
-                        "tiles": tiles,
-                        "tokensPerTile": tokens,
-                    }
-                )
-    definition = nano.tokenizer.definition()
+    for config, messages in itertools.product(PROMPTS, said):
+        for tiles, tokens in ((0, 0), (1, 1), (3, 4)):
+            wanted.append(encode_messages(messages, tokenizer, config, tiles, tokens))
+            cases.append(
+                {
+                    "messages": messages,
+                    "config": {
+                        "system": config.system,
+                        "imagePlace": config.image_place,
+                        "sliceMarkers": config.slice_markers,
+                    },
+                    "tiles": tiles,
+                    "tokensPerTile": tokens,
+                }
+            )
+    definition = tokenizer.definition()
     assert run_in_node(tmp_path, "prompts", definition=definition, cases=cases) == wanted
+
+
+@pytest.mark.parametrize(
+    ("markers", "system", "thumbnail"),
+    [
+        ("none", "You see.", "last"),
+        ("tile", False, "first"),
+        ("tile", "You see.", "last"),
+        ("picture", "You see.", "first"),
+        (("<|im_end|>", "<|im_start|>"), False, "none"),
+    ],
+)
+def test_each_part_of_a_prompt_is_what_it_is_called(markers, system, thumbnail, tmp_path):
+    flash = tiny_model("iss", slice_markers=markers, system=system, thumbnail=thumbnail)
+    image, question = picture(60, 40), "Why?"
+    prompt = flash.prepare(image, user(question))
+    ids, tokens = prompt.input_ids[0].tolist(), flash.config.tokens_per_tile
+    job = {"picture": picture_of(image), "question": question, "sampling": {"maxNewTokens": 1}}
+    (messages,) = run_in_node(tmp_path, "jobs", flash, jobs=[job], whole=True)
+    (parts,) = [one["parts"] for one in messages if one["kind"] == "prompt"]
+    assert [one["image"] for one in parts if one["image"] is not None] == list(
+        range(tokens * len(prompt.pixels))
+    )
+    assert [one["image"] is None for one in parts] == [token >= 0 for token in ids]
+    kinds = [kind for kind, _ in itertools.groupby(one["kind"] for one in parts)]
+    seen = {"last": ["tiles", "thumbnail"], "first": ["thumbnail", "tiles"], "none": ["tiles"]}
+    assert kinds == ["system"] * bool(system) + ["question", *seen[thumbnail], "question", "answer"]
+    count = {kind: sum(one["kind"] == kind for one in parts) for kind in kinds}
+    pairs = {"none": 0, "picture": 1}.get(markers, len(prompt.pixels))
+    cells = prompt.grids[0][0] * prompt.grids[0][1]
+    assert count["tiles"] + count.get("thumbnail", 0) == len(prompt.pixels) * tokens + 2 * pairs
+    if markers in ("none", "tile"):
+        assert count["tiles"] == cells * (tokens + 2 * (markers == "tile"))
+
+
+def test_the_placeholders_are_pythons(tmp_path):
+    assert tuple(run_in_node(tmp_path, "placeholders")) == PLACEHOLDERS
 
 
 # Sampling.
@@ -306,16 +404,40 @@ def test_every_layer_of_the_three_kinds_is_pytorchs(kind, tmp_path):
     [
         {"stitching": "mean", "token_order": "columns"},
         {"stitching": "none"},
-        {"feature_layer": 0, "padding": "edge", "thumbnail": "none"},
-        {"stitching": "pool", "tile_order": "columns", "thumbnail": "first"},
-        {"stitching": "mean", "tile_order": "columns", "thumbnail": "first"},
-        {"system": False, "image_place": "text", "slice_markers": "picture"},
-        {"padding": "reflect", "slice_markers": ("[PLACEHOLDER_0]", "[PLACEHOLDER_1]")},
+        {"stitching": "pool", "thumbnail": "first", "tile_order": "columns"},
+        {"stitching": "mean", "thumbnail": "first", "tile_order": "columns"},
+        {"stitching": "mean", "thumbnail": "none", "grid": "resolution"},
+        {"feature_layer": 0, "padding": "constant", "thumbnail": "none", "grid": "slices"},
+        {"feature_layer": 1, "padding": "symmetric", "system": False, "image_place": "text"},
+        {"padding": "reflect", "slice_markers": PLACEHOLDERS},
+        {"slice_markers": "picture"},
     ],
     ids=str,
 )
 def test_every_layer_is_pytorchs_whatever_is_assumed(assumptions, tmp_path):
     assert_layers_are_equal(tiny_model("iss", **assumptions), picture(60, 40), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stitching"), [("dynamic", "mean"), ("dynamic", "pool"), ("static", "pool")]
+)
+def test_models_without_margins_take_all_assumptions_too(kind, stitching, tmp_path):
+    assumptions = {"token_order": "columns", "feature_layer": 0, "thumbnail": "first"}
+    assumptions |= {"tile_order": "columns", "max_tiles": 6, "slice_markers": "tile"}
+    flash = tiny_model(kind, stitching=stitching, **assumptions)
+    assert_layers_are_equal(flash, picture(60, 40), tmp_path)
+
+
+def test_pooling_is_pytorchs_for_every_size(tmp_path):
+    cases, wanted = [], []
+    for side, core in [(8, 6), (32, 24), (7, 3), (5, 4), (6, 6), (9, 1)]:
+        torch.manual_seed(side)
+        features = torch.randn(2, side, side, 3)
+        wanted.append(average_windows(features, core))
+        values = features.flatten().tolist()
+        cases.append({"shape": list(features.shape), "values": values, "core": core})
+    for found, tensor in zip(run_in_node(tmp_path, "windows", cases=cases), wanted, strict=True):
+        torch.testing.assert_close(torch.from_numpy(tensor_of(found).copy()), tensor)
 
 
 def test_a_tied_head_is_the_embedding(tmp_path):
@@ -395,6 +517,13 @@ def test_the_newest_question_is_about_the_newest_picture(wait, tmp_path, nano):
         assert answer == nano.chat(pictures[number - 1], user(question))
 
 
+def test_answers_of_other_assumptions_are_those_of_chat(tmp_path):
+    assumptions = {"thumbnail": "first", "tile_order": "columns", "stitching": "pool"}
+    assumptions |= {"grid": "slices", "system": False, "image_place": "text"}
+    other = FlashVL.from_pretrained("nano", device="cpu", dtype="float32", assumptions=assumptions)
+    ask_both(other, tmp_path, 5)
+
+
 @pytest.mark.slow
 def test_two_hundred_answers_are_those_of_chat(tmp_path, nano):
     ask_both(nano, tmp_path, 200)
@@ -407,6 +536,34 @@ def test_an_answer_of_a_tiny_model_that_never_stops_ends_with_its_limit(tmp_path
     ((done,),) = run_in_node(tmp_path, "jobs", flash, jobs=jobs)
     sampling = Sampling(max_new_tokens=9)
     assert done["answer"] == flash.chat(image, user("Why?"), max_new_tokens=sampling.max_new_tokens)
+
+
+@pytest.mark.parametrize("token_order", choices_of("token_order"))
+def test_tokens_lie_where_look_draws_them(token_order, tmp_path):
+    cases, wanted = [], []
+    for (thumbnail, tile_order), grid in itertools.product(ORDERS, [(1, 1), (1, 3), (2, 3)]):
+        config = FlashVLConfig.from_dict(
+            tiny_published(thumbnail=thumbnail, tile_order=tile_order, token_order=token_order)
+        )
+        tokens = config.tiler.tiles(grid) * config.tokens_per_tile
+        numbers = np.arange(tokens).reshape(-1, config.tokens_per_tile)
+        order = list(config.tiler.order(grid))
+        wanted.append((order, numbers, *lay_on_picture(numbers, grid, config)))
+        cases.append({"config": as_json(config, config.tiler), "grid": grid})
+    found = run_in_node(tmp_path, "places", cases=cases)
+    for places, (order, numbers, tiles, thumbnail) in zip(found, wanted, strict=True):
+        assert places["tiles"] == tiles.ravel().tolist()
+        assert places["thumbnail"] == (None if thumbnail is None else thumbnail.ravel().tolist())
+        assert places["again"] == list(range(len(places["boxes"])))
+        for one in (tiles, thumbnail):
+            if one is None:
+                continue
+            for (row, column), token in np.ndenumerate(one):
+                rows, columns = one.shape
+                box = [column / columns, row / rows, 1 / columns, 1 / rows]
+                assert places["boxes"][token] == box
+        for number, one in enumerate(places["ofTiles"]):
+            assert one == numbers[order.index(number)].tolist()
 
 
 def test_erased_tokens_are_those_that_nobody_attends_to(tmp_path, nano):

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from browser import needs_browser, opened_browser
 from PIL import Image
@@ -15,6 +16,7 @@ from tiny import encoded, picture, tiny_model, user
 
 from flashvl import FlashVL
 from flashvl.cli import main
+from flashvl.config import Grid, TilerConfig
 from flashvl.nano.world.scenes import scene, scoring_number
 from flashvl.tools.explore import page as page_of
 
@@ -99,6 +101,38 @@ def visitor(shared) -> Visitor:
     return shared
 
 
+def cells_with(page: Page, root: str, name: str) -> list[int]:
+    """Which of the cells, or of the strip's image tokens, are of a class."""
+    return page.locator(f"{root} .cell, {root} .patch").evaluate_all(
+        """(cells, name) => cells.flatMap((one, index) =>
+            one.classList.contains(name) ? [index] : [])""",
+        name,
+    )
+
+
+def pointed_cells(page: Page, root: str) -> list[int]:
+    return cells_with(page, root, "pointed")
+
+
+def drawn_tiles(page: Page, tiler: TilerConfig, grid: Grid) -> list[Image.Image]:
+    """The grid's tiles as they are drawn together, and the thumbnail's core."""
+    address = page.evaluate("document.getElementById('tiles-canvas').toDataURL()")
+    canvas = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("RGB")
+    (rows, columns), core, margin = grid, tiler.core_size, tiler.seen_margin
+    between = 0.12 * core  # see tiles_station.js
+    step = core + between + 2 * margin
+    wide, high = (step * count - between for count in (columns, rows))
+    scale = canvas.height / high
+    corners = [
+        ((wide - columns * core) / 2, (high - rows * core) / 2, columns * core, rows * core),
+        (wide + 3 * between + margin, (high - core) / 2, core, core),
+    ]
+    return [
+        canvas.crop([round(scale * one) for one in (x, y, x + width, y + height)])
+        for x, y, width, height in corners
+    ]
+
+
 # To ask.
 
 
@@ -130,6 +164,7 @@ def test_a_file_of_ones_own(visitor, nano, tmp_path):
     file = tmp_path / "scene.png"
     drawn.picture.save(file)
     visitor.page.set_input_files("#file", str(file))
+    visitor.page.wait_for_selector("#picture[aria-label*='from a file']")
     visitor.wait()
     assert visitor.picture().tobytes() == drawn.picture.tobytes()
     question = drawn.questions[0].text
@@ -230,6 +265,7 @@ def test_heads_layers_and_candidates_can_be_chosen(visitor):
 @pytest.mark.slow
 def test_patches_of_the_tower(visitor):
     page = visitor.page
+    assert page.locator("#tower-heads [role=img]").count() == 16
     drawn = "document.querySelector('#tower-heads canvas').toDataURL()"
     page.locator("#tower-patches .cell").nth(9).click()
     assert page.inner_text("#tower-patch") == "Patch in row 2, column 2"
@@ -246,7 +282,7 @@ def test_patches_of_the_tower(visitor):
 def test_every_stitching_mode_is_asked_and_shown(visitor, nano):
     page = visitor.page
     page.locator("#tiles-compare").click()
-    page.wait_for_selector("#tiles-table tr:nth-child(4)")
+    page.wait_for_selector("#tiles-table tr:nth-child(5)")
     rows = page.locator("#tiles-table tr").all()[1:]
     shown = visitor.picture()
     for row in rows:
@@ -315,10 +351,13 @@ def test_cells_are_painted_over_and_pressed_by_the_keyboard(visitor):
 
 def test_the_tour_goes_from_stop_to_stop(visitor):
     page = visitor.page
+    page.locator("#objects button").first.click()
+    assert page.locator("#object").is_visible()
     page.get_by_role("button", name="Guided tour").click()
     titles = []
     for stop in range(1, 7):
         page.wait_for_selector(f"body[data-stop='{stop}']")
+        assert page.locator("#object").is_hidden()
         assert page.evaluate("location.hash") == f"#tour-{stop}"
         titles.append(page.inner_text("#tour-title"))
         if stop == 5:
@@ -402,7 +441,8 @@ def test_pictures_of_every_shape_fit_and_point_at_their_tokens(visitor, tmp_path
     box = page.locator("#picture").bounding_box()
     assert box == page.locator("#overlay").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(size[0] / size[1], rel=0.03)
-    page.mouse.move(box["x"] + box["width"] - 3, box["y"] + box["height"] - 3)
+    # In the last cell, and not where the corner is round.
+    page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5)
     cells = page.locator("#tokens-tiles .cell")
     assert "pointed" in cells.last.get_attribute("class")
 
@@ -485,6 +525,63 @@ def test_models_of_other_kinds_and_sizes(browser, tmp_path, kind, assumed):
     if kind == "dynamic":
         wanted.append("thumbnail")
     assert order == wanted
+    visitor.close()
+    context.close()
+
+
+@pytest.mark.slow
+def test_a_thumbnail_that_comes_first_and_tiles_column_by_column(browser, tmp_path):
+    assumptions = {"thumbnail": "first", "tile_order": "columns"}
+    flash = FlashVL.from_pretrained("nano", "cpu", "float32", assumptions=assumptions)
+    flash.save_pretrained(tmp_path / "other")
+    out = tmp_path / "other.html"
+    assert (
+        main(["explore", "--no-open", "--model", str(tmp_path / "other"), "--out", str(out)]) == 0
+    )
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-US")
+    visitor = Visitor(context, out.as_uri())
+    page, shown = visitor.page, visitor.picture()
+    question = page.input_value("#question")
+    assert page.inner_text("#answer-text") == flash.chat(shown, user(question))
+    # Of 2 x 3 tiles the third that is read is the upper one in the middle, after 36 tokens of the
+    # thumbnail and twice 36 of tiles: its token in row 1 (from 0) and column 6 + 4.
+    patches = page.locator("#strip-list .patch")
+    patches.nth(36 + 2 * 36 + 6 + 4).hover()
+    assert pointed_cells(page, "#tokens-tiles") == [1 * 18 + 6 + 4]
+    assert pointed_cells(page, "#tokens-thumbnail") == []
+    patches.nth(8).hover()
+    assert pointed_cells(page, "#tokens-tiles") == []
+    assert pointed_cells(page, "#tokens-thumbnail") == [8]
+    box = page.locator("#picture").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 2.5 / 18, box["y"] + box["height"] * 7.5 / 12)
+    assert pointed_cells(page, "#strip-list") == [36 + 36 + 6 + 2]
+    kinds = page.locator("#strip-list .group").evaluate_all(
+        "all => all.map(one => one.dataset.kind)"
+    )
+    assert kinds == ["system", "question", "thumbnail", "tiles", "question", "answer"]
+    # Erased is what lies there: tiles are numbered row by row, and the fourth is lower left.
+    assert page.locator("#without-parts button").all_inner_texts()[3:7] == [
+        "tile 4",
+        "tile 5",
+        "tile 6",
+        "thumbnail",
+    ]
+    page.locator("#without-parts button").nth(3).click()
+    off = cells_with(page, "#without-tiles", "off")
+    assert off == [row * 18 + column for row in range(6, 12) for column in range(6)]
+    page.locator("#without-parts button").nth(3).click()
+    # The tiles, put together, are the picture; the tower begins with a tile, not the thumbnail.
+    names = page.locator("#tower-tiles button").all_inner_texts()
+    assert names == ["1", "2", "3", "4", "5", "6", "Thumbnail"]
+    assert page.locator("#tower-tiles [aria-checked=true]").inner_text() != "Thumbnail"
+    page.evaluate("location.hash = 'tour-2'")  # the patch on the star, in the upper right tile
+    page.wait_for_selector("body[data-stop='2']")
+    assert page.locator("#tower-tiles [aria-checked=true]").inner_text() == "3"
+    page.keyboard.press("Escape")
+    page.locator("#tiles-apart").fill("0")
+    for drawn in drawn_tiles(page, flash.config.tiler, (2, 3)):
+        wanted = np.asarray(shown.resize(drawn.size)).astype(float)
+        assert np.abs(np.asarray(drawn) - wanted).mean() < 12
     visitor.close()
     context.close()
 

@@ -98,7 +98,7 @@ export function averageMargins(features, [rows, columns], margin, order) {
   const core = side - 2 * margin;
   const width = columns * core + 2 * margin;
   const total = new Tensor([rows * core + 2 * margin, width, D]);
-  const count = new Uint8Array(total.rows);
+  const count = new Uint32Array(total.rows);
   for (let r = 0; r < S * side ** 2; r++) {
     const [s, y, x] = [Math.floor(r / side ** 2), Math.floor(r / side) % side, r % side];
     const tile = order[s];

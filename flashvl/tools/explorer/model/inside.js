@@ -2,6 +2,7 @@
 
 import { chances } from "./sampling.js";
 import { GREEDY } from "./generate.js";
+import { TURN_START } from "./prompt.js";
 import { dot } from "./tensor.js";
 
 // Tokens that are a whole word, in each language of the page.
@@ -66,19 +67,27 @@ export function spelled(id, tokenizer) {
 }
 
 /**
- * What each id of a prompt is: [{kind, text, image}].
+ * What each id of a prompt with one question is: [{kind, text, image}].
  *
- * `kind`: system, question, tiles, thumbnail or answer. `image` counts the image tokens from 0;
- * null for text. `isThumbnail` says of such a number whether it is one of the thumbnail's.
+ * `kind`: system, question, tiles, thumbnail or answer; slice markers are of the kind of the tile
+ * that they stand at. `image` counts the image tokens from 0; null for text. `grid` is the
+ * picture's.
  */
-export function partsOfPrompt(ids, tokenizer, turnStart, isThumbnail) {
-  const starts = ids.filter((id) => id === turnStart).length;
-  const turns = ["system", "question", "answer"].slice(3 - starts); // one question alone
-  let [turn, image] = [-1, 0];
-  return ids.map((id) => {
+export function partsOfPrompt(ids, tokenizer, config, grid) {
+  const { prompt, tiler, tokensPerTile } = config;
+  const turnStart = tokenizer.controlId(TURN_START);
+  const turns = [...(prompt.system === null ? [] : ["system"]), "question", "answer"];
+  const order = tiler.order(grid);
+  const kindOf = (image) =>
+    order[Math.floor(image / tokensPerTile)] < grid[0] * grid[1] ? "tiles" : "thumbnail";
+  const marked = prompt.sliceMarkers !== "none";
+  let [turn, next] = [-1, 0]; // next: the image token that comes next
+  return ids.map((id, place) => {
+    if (id < 0) return { kind: kindOf(next), text: "", image: next++ };
+    const text = spelled(id, tokenizer);
+    if (marked && ids[place + 1] < 0) return { kind: kindOf(next), text, image: null };
+    if (marked && ids[place - 1] < 0) return { kind: kindOf(next - 1), text, image: null };
     if (id === turnStart) turn += 1;
-    if (id >= 0) return { kind: turns[turn], text: spelled(id, tokenizer), image: null };
-    const kind = isThumbnail(image) ? "thumbnail" : "tiles";
-    return { kind, text: "", image: image++ };
+    return { kind: turns[turn], text, image: null };
   });
 }

@@ -5,7 +5,7 @@ import { TILE_NEXT, TILE_START } from "./config.js";
 export const TURN_START = "<|im_start|>";
 export const TURN_END = "<|im_end|>";
 // Of the slice markers; see flashvl/assumptions.py.
-const PLACEHOLDERS = ["[PLACEHOLDER_0]", "[PLACEHOLDER_1]"];
+export const PLACEHOLDERS = ["[PLACEHOLDER_0]", "[PLACEHOLDER_1]"];
 
 /**
  * A conversation [{role, content}] -> ids of the prompt, up to where the answer begins.

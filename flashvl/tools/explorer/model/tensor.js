@@ -114,18 +114,45 @@ export function linear(x, weight, bias = null) {
   return y;
 }
 
-/** The sum of K products of two arrays, each from its own place on. */
+/**
+ * The sum of K products of two arrays, each from its own place on.
+ *
+ * In four sums that do not wait for each other.
+ */
 export function dot(a, aStart, b, bStart, K) {
-  let sum = 0;
-  for (let k = 0; k < K; k++) sum += a[aStart + k] * b[bStart + k];
-  return sum;
+  let s0 = 0;
+  let s1 = 0;
+  let s2 = 0;
+  let s3 = 0;
+  const fourthK = K - (K % 4);
+  for (let k = 0; k < fourthK; k += 4) {
+    s0 += a[aStart + k] * b[bStart + k];
+    s1 += a[aStart + k + 1] * b[bStart + k + 1];
+    s2 += a[aStart + k + 2] * b[bStart + k + 2];
+    s3 += a[aStart + k + 3] * b[bStart + k + 3];
+  }
+  for (let k = fourthK; k < K; k++) s0 += a[aStart + k] * b[bStart + k];
+  return s0 + s1 + (s2 + s3);
 }
 
-/** Adds to `width` numbers of `out` those of the rows of `values`, each times its share. */
+/**
+ * Adds to `width` numbers of `out` those of the rows of `values`, each times its share.
+ *
+ * Four rows at a time, so that `out` is loaded and stored a fourth as often.
+ */
 export function addRows(out, outStart, shares, values, valuesStart, width, step = width) {
-  for (let i = 0; i < shares.length; i++) {
-    const share = shares[i];
-    const place = valuesStart + i * step;
+  const fourth = shares.length - (shares.length % 4);
+  for (let i = 0; i < fourth; i += 4) {
+    const v0 = valuesStart + i * step;
+    const [v1, v2, v3] = [v0 + step, v0 + 2 * step, v0 + 3 * step];
+    const [p0, p1, p2, p3] = [shares[i], shares[i + 1], shares[i + 2], shares[i + 3]];
+    for (let d = 0; d < width; d++) {
+      const first = p0 * values[v0 + d] + p1 * values[v1 + d];
+      out[outStart + d] += first + p2 * values[v2 + d] + p3 * values[v3 + d];
+    }
+  }
+  for (let i = fourth; i < shares.length; i++) {
+    const [share, place] = [shares[i], valuesStart + i * step];
     for (let d = 0; d < width; d++) out[outStart + d] += share * values[place + d];
   }
 }

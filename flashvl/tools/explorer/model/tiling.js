@@ -48,27 +48,30 @@ export function chooseGridByResolution(height, width, coreSize, maxTiles) {
 }
 
 /**
- * The rule `slices`: about as many cells as the picture has pixels for, one more or one fewer, of
- * the closest aspect ratio in the logarithm.
+ * The rule `slices`: about as many cells as the picture has pixels for.
+ *
+ * The number of cells that it fills, rounded up, one more and one fewer are tried, though never a
+ * single cell where it fills more; of their grids the one is taken whose aspect ratio is closest,
+ * in the logarithm.
  */
 export function chooseGridBySlices(height, width, coreSize, maxTiles) {
   const wanted = Math.min(Math.ceil((height * width) / coreSize ** 2), maxTiles);
   if (wanted <= 1) return [1, 1];
-  const ratio = Math.log(width / height);
+  const ratio = logarithm(width / height);
   let [best, bestDifference] = [null, Infinity];
   for (const count of [wanted - 1, wanted, wanted + 1]) {
     if (count <= 1 || count > maxTiles) continue;
     for (let columns = 1; columns <= count; columns++) {
       if (count % columns !== 0) continue;
       const rows = count / columns;
-      const difference = Math.abs(Math.log(columns / rows) - ratio);
+      const difference = Math.abs(logarithm(columns / rows) - ratio);
       if (difference < bestDifference) [best, bestDifference] = [[rows, columns], difference];
     }
   }
   return best;
 }
 
-const GRID_RULES = {
+export const GRID_RULES = {
   aspect: chooseGrid,
   resolution: chooseGridByResolution,
   slices: chooseGridBySlices,
@@ -83,6 +86,36 @@ function gridsOf(maxTiles) {
     }
   }
   return grids.sort((a, b) => a[0] * a[1] - b[0] * b[1] || a[0] - b[0]);
+}
+
+const LOG_BITS = 160n; // of a logarithm, after the point
+
+/**
+ * The natural logarithm of a positive number, rounded to the nearest.
+ *
+ * Where a picture lies halfway between two grids the last bit decides. Python's logarithms are
+ * the nearest there; those of Math.log are not, and differ from browser to browser.
+ */
+export function logarithm(value) {
+  const one = 1n << LOG_BITS;
+  let rest = BigInt(value * 2 ** 100) << (LOG_BITS - 100n); // whole, for a value from 2 ** -48 on
+  let doublings = 0n;
+  for (; rest >= 2n * one; rest /= 2n) doublings += 1n;
+  for (; rest < one; rest *= 2n) doublings -= 1n;
+  const sum = logarithmOfFixed(rest) + doublings * logarithmOfFixed(2n * one);
+  return Number(sum) / 2 ** Number(LOG_BITS);
+}
+
+/** For 1 to 2, by the series 2 * (z + z³ / 3 + z⁵ / 5 + ...) of z = (x - 1) / (x + 1). */
+function logarithmOfFixed(x) {
+  const one = 1n << LOG_BITS;
+  const z = ((x - one) << LOG_BITS) / (x + one);
+  let [sum, power] = [0n, z];
+  for (let n = 1n; power !== 0n; n += 2n) {
+    sum += power / n;
+    power = (((power * z) >> LOG_BITS) * z) >> LOG_BITS;
+  }
+  return 2n * sum;
 }
 
 /** The picture resized to the cores of `grid` and padded by the margin on all four sides. */

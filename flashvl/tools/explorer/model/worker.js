@@ -6,7 +6,7 @@ import { generate } from "./generate.js";
 import { lens, nearestWords, partsOfPrompt, spelled, wholeWords } from "./inside.js";
 import { FlashVLModel } from "./network.js";
 import { normalize } from "./processor.js";
-import { TURN_START, encodeMessages } from "./prompt.js";
+import { encodeMessages } from "./prompt.js";
 import { concatenate } from "./tensor.js";
 import { tileImage } from "./tiling.js";
 import { Tokenizer } from "./tokenizer.js";
@@ -51,17 +51,14 @@ export class Session {
     const read = await this.readPicture(job);
     if (read === null) return;
     const config = this.config.stitchedBy(job.stitching);
-    const imageTokens = this.model.compress(read.features, read.grid, config); // (S, tokens, D)
-    const order = config.tiler.order(read.grid);
-    const cells = read.grid[0] * read.grid[1];
-    const isThumbnail = (image) => order[Math.floor(image / config.tokensPerTile)] === cells;
+    const { imageTokens, nearest } = this.compress(read, config);
     this.post({
       kind: "tokens",
       number: job.number,
       side: config.tokenSide,
-      tileOrder: order,
-      order: config.compressor.tokenOrder,
-      tokens: nearestWords(imageTokens, this.model.decoder.embedding, this.words, NEAREST),
+      tileOrder: config.tiler.order(read.grid),
+      tokenOrder: config.compressor.tokenOrder,
+      tokens: nearest,
     });
     const ids = encodeMessages(
       [{ role: "user", content: job.question }],
@@ -70,10 +67,21 @@ export class Session {
       imageTokens.shape[0],
       config.tokensPerTile,
     );
-    const turnStart = this.tokenizer.controlId(TURN_START);
-    const parts = partsOfPrompt(ids, this.tokenizer, turnStart, isThumbnail);
+    const parts = partsOfPrompt(ids, this.tokenizer, config, read.grid);
     this.post({ kind: "prompt", number: job.number, parts });
     await this.answer(job, ids, imageTokens, parts);
+  }
+
+  /** A read picture -> {imageTokens (S, tokens, D), nearest: their words}; once for each mode. */
+  compress({ features, grid, compressed }, config) {
+    const { stitching } = config.tiler;
+    if (!compressed.has(stitching)) {
+      const imageTokens = this.model.compress(features, grid, config); // (S, tokens, D)
+      const { embedding } = this.model.decoder;
+      const nearest = nearestWords(imageTokens, embedding, this.words, NEAREST);
+      compressed.set(stitching, { imageTokens, nearest });
+    }
+    return compressed.get(stitching);
   }
 
   /** Tiles through the tower, one at a time -> {features, grid}, or null if a newer job came. */
@@ -81,7 +89,7 @@ export class Session {
     const { tiler } = this.config.stitchedBy(stitching);
     const known = this.readPictures.get(tiler.seenMargin);
     const cut = known ?? tileImage(this.picture, tiler);
-    const read = { ...cut, features: null, attention: [] };
+    const read = { ...cut, features: null, attention: [], compressed: new Map() };
     const { coreSize: core, seenMargin: margin } = tiler;
     const patch = this.config.vision.patchSize;
     // The page numbers tiles row by row, and the thumbnail after them.

@@ -4,7 +4,7 @@ import { GREEDY } from "../model/generate.js";
 import { chances } from "../model/sampling.js";
 import { showBars } from "./bars.js";
 import { stepButtons } from "./desk.js";
-import { byId, element, fill, percent, roving, visible } from "./dom.js";
+import { byId, css, element, fill, percent, rgbOf, roving, visible } from "./dom.js";
 import { drawHeat } from "./drawing.js";
 import { Heads } from "./heads.js";
 
@@ -70,14 +70,9 @@ export class DecoderStation {
       chosen: app.layer * heads + app.head,
       heats: (layer, head) => {
         const { values } = read[layer][head];
-        const drawn = [{ base, values: places.laidOut(values), columns: places.columns, share: 3 }];
+        const drawn = [{ base, values: places.laidOut(values), columns: places.columns }];
         if (places.hasThumbnail) {
-          drawn.push({
-            base,
-            values: places.laidOut(values, true),
-            columns: places.side,
-            share: 1.4,
-          });
+          drawn.push({ base, values: places.laidOut(values, true), columns: places.side });
         }
         return drawn;
       },
@@ -153,10 +148,11 @@ export class DecoderStation {
     const { values } = run.onPicture(step, layer, head);
     const most = Math.max(...values) || 1;
     const base = this.app.fadedPicture();
+    const color = rgbOf(css("--accent"));
     const [tiles, thumbnail] = [element("canvas"), element("canvas")];
-    drawHeat(tiles, base, places.laidOut(values), places.columns, most);
+    drawHeat(tiles, base, places.laidOut(values), places.columns, most, color);
     if (places.hasThumbnail) {
-      drawHeat(thumbnail, base, places.laidOut(values, true), places.side, most);
+      drawHeat(thumbnail, base, places.laidOut(values, true), places.side, most, color);
     }
     const shown = places.hasThumbnail ? [tiles, thumbnail] : [tiles];
     return element("div", { class: "large", "aria-hidden": "true" }, ...shown);

@@ -13,7 +13,7 @@ export function canvasFrom({ height, width, rgb }) {
   const canvas = canvasOf(width, height);
   const image = new ImageData(width, height);
   for (let i = 0; i < width * height; i++) {
-    image.data.set(rgb.subarray(i * 3, i * 3 + 3), i * 4);
+    for (let c = 0; c < 3; c++) image.data[i * 4 + c] = rgb[i * 3 + c];
     image.data[i * 4 + 3] = 255;
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
@@ -45,8 +45,7 @@ export function faded(source, width = 320) {
   const strength = 0.26;
   const dark = surface[1] < 128;
   for (let i = 0; i < image.data.length; i += 4) {
-    const [r, g, b] = image.data.subarray(i, i + 3);
-    const light = 0.3 * r + 0.59 * g + 0.11 * b;
+    const light = 0.3 * image.data[i] + 0.59 * image.data[i + 1] + 0.11 * image.data[i + 2];
     const gray = dark ? 255 - light : light;
     for (let c = 0; c < 3; c++) {
       image.data[i + c] = surface[c] * (1 - strength) + gray * strength;
@@ -59,14 +58,13 @@ export function faded(source, width = 320) {
 /**
  * Squares of heat on a faded picture: values (rows * columns), `most` is full strength.
  *
- * By the square root, so that what is weak is seen at all.
+ * By the square root, so that what is weak is seen at all. `color` is [red, green, blue].
  */
-export function drawHeat(canvas, base, values, columns, most) {
+export function drawHeat(canvas, base, values, columns, most, [r, g, b]) {
   const rows = values.length / columns;
   [canvas.width, canvas.height] = [base.width, base.height];
   const pen = canvas.getContext("2d");
   pen.drawImage(base, 0, 0);
-  const [r, g, b] = rgbOf(css("--accent"));
   const [width, height] = [base.width / columns, base.height / rows];
   values.forEach((value, place) => {
     const alpha = Math.sqrt(Math.min(value / most, 1)) * 0.92;

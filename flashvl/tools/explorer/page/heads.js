@@ -1,11 +1,12 @@
 // A table of layers x heads, with a small picture of its attention for each head.
 
-import { element, fill, roving } from "./dom.js";
+import { css, element, fill, rgbOf, roving } from "./dom.js";
 import { drawHeat } from "./drawing.js";
 
 /**
- * Fills `root` with a button for each head; on it `heats(layer, head)` gives what is drawn, a list
- * of {base, values, columns}, and `describe(layer, head)` gives {label, caption, off}.
+ * Fills `root` with a picture for each head, a button if there is something to `press`; on it
+ * `heats(layer, head)` gives what is drawn, a list of {base, values, columns}, and
+ * `describe(layer, head)` gives {label, caption, off}.
  */
 export class Heads {
   constructor(root, words, press = null) {
@@ -17,6 +18,7 @@ export class Heads {
     if (this.layers !== layers || this.heads !== heads || this.language !== words("title")) {
       this.build(layers, heads);
     }
+    const color = rgbOf(css("--accent")); // read once: each time, the page's styles are settled
     this.buttons.forEach((button, index) => {
       const [layer, head] = [Math.floor(index / heads), index % heads];
       const { label, caption, off } = describe(layer, head);
@@ -24,14 +26,12 @@ export class Heads {
       const pictures = button.querySelector(".heat");
       while (pictures.children.length < drawn.length) pictures.append(element("canvas"));
       while (pictures.children.length > drawn.length) pictures.lastChild.remove();
-      drawn.forEach(({ base, values, columns, share }, place) => {
-        const canvas = pictures.children[place];
-        drawHeat(canvas, base, values, columns, most);
-        canvas.style.setProperty("flex", `${share} 1 0`);
-      });
+      drawn.forEach(({ base, values, columns }, place) =>
+        drawHeat(pictures.children[place], base, values, columns, most, color),
+      );
       button.querySelector(".caption").textContent = caption;
       button.setAttribute("aria-label", label);
-      button.setAttribute("aria-pressed", String(chosen === index));
+      if (this.press !== null) button.setAttribute("aria-pressed", String(chosen === index));
       button.classList.toggle("off", off === true);
     });
   }
@@ -39,18 +39,16 @@ export class Heads {
   build(layers, heads) {
     const { words } = this;
     [this.layers, this.heads, this.language] = [layers, heads, words("title")];
+    const press = (index) => this.press(Math.floor(index / heads), index % heads);
     this.buttons = Array.from({ length: layers * heads }, (_, index) =>
       element(
-        "button",
-        {
-          type: "button",
-          class: "head",
-          onclick: () => this.press?.(Math.floor(index / heads), index % heads),
-        },
+        this.press === null ? "div" : "button",
+        this.press === null ? { role: "img" } : { type: "button", onclick: () => press(index) },
         element("span", { class: "heat" }),
         element("span", { class: "caption" }),
       ),
     );
+    for (const button of this.buttons) button.classList.add("head");
     this.root.style.setProperty("--heads", heads);
     const names = Array.from({ length: heads }, (_, head) =>
       element("span", { class: "name", text: words("tower.head", { head }) }),

@@ -53,7 +53,7 @@ export class App {
     this.tiles = new TilesStation(this);
     this.tower = new TowerStation(this);
     this.parts = [
-      new Desk(this),
+      (this.desk = new Desk(this)),
       this.tiles,
       this.tower,
       new TokensStation(this),

@@ -2,10 +2,14 @@
 // thumbnail's. Tiles are numbered row by row, and the thumbnail after them.
 
 export class Places {
-  /** `order` is that of a tile's tokens, `tileOrder` the numbers of the tiles in theirs. */
-  constructor({ grid, side, order, tileOrder }) {
+  /**
+   * `tileOrder` are the numbers of the tiles as they are read, see `TilerConfig.order`; a tile has
+   * `side` x `side` tokens, read in rows or columns as `tokenOrder` says. In the stitching mode
+   * `pool` tokens reach over the margin too; their place is in the core all the same.
+   */
+  constructor({ grid, side, tokenOrder, tileOrder }) {
     [this.gridRows, this.gridColumns] = grid;
-    [this.side, this.order, this.tileOrder] = [side, order, tileOrder];
+    Object.assign(this, { side, tokenOrder, tileOrder });
     this.rows = this.gridRows * side;
     this.columns = this.gridColumns * side;
     this.cells = this.gridRows * this.gridColumns;
@@ -18,7 +22,7 @@ export class Places {
     const { side } = this;
     const tile = this.tileOrder[Math.floor(token / side ** 2)];
     const [slow, fast] = [Math.floor((token % side ** 2) / side), token % side];
-    const [y, x] = this.order === "rows" ? [slow, fast] : [fast, slow];
+    const [y, x] = this.tokenOrder === "rows" ? [slow, fast] : [fast, slow];
     if (tile === this.cells) return { tile, row: y, column: x, thumbnail: true };
     const row = Math.floor(tile / this.gridColumns) * side + y;
     return { tile, row, column: (tile % this.gridColumns) * side + x, thumbnail: false };
@@ -31,7 +35,7 @@ export class Places {
       : Math.floor(row / side) * this.gridColumns + Math.floor(column / side);
     const [y, x] = [row % side, column % side];
     const start = this.tileOrder.indexOf(tile) * side ** 2;
-    return start + (this.order === "rows" ? y * side + x : x * side + y);
+    return start + (this.tokenOrder === "rows" ? y * side + x : x * side + y);
   }
 
   /** Its part of the picture: left, top, width, height as shares of the picture's. */

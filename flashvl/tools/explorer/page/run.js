@@ -20,8 +20,8 @@ export class Run {
       this.attention[message.tile] = message.attention; // layers x (H, N, N)
     } else if (message.kind === "tokens") {
       this.tokens = message.tokens;
-      const { side, order, tileOrder } = message;
-      this.places = new Places({ grid: this.grid, side, order, tileOrder });
+      const { side, tokenOrder, tileOrder } = message;
+      this.places = new Places({ grid: this.grid, side, tokenOrder, tileOrder });
     } else if (message.kind === "prompt") {
       this.parts = message.parts;
       this.imagePlaces = this.parts.flatMap(({ image }, place) => (image === null ? [] : [place]));

@@ -19,7 +19,7 @@ export class StripStation {
   update(topic) {
     if (this.app.run === null) return;
     const grown = ["run", "step", "done", "language"].includes(topic);
-    if (grown) this.show();
+    if (grown && this.isAnother()) this.show();
     if (grown || topic === "chosen") this.shade();
     if (topic === "pointed") {
       this.app.run.imagePlaces.forEach((place, image) => {
@@ -28,11 +28,21 @@ export class StripStation {
     }
   }
 
+  /** Whether something else is to be shown than what is there. */
+  isAnother() {
+    const { run, language } = this.app;
+    const wanted = [run, run.steps.length, language];
+    return !this.shown?.every((one, index) => one === wanted[index]);
+  }
+
   show() {
     const { app } = this;
     const { run } = app;
+    this.shown = [run, run.steps.length, app.language];
     const count = run.parts.length + run.steps.length;
-    const picture = `url(${app.fadedStrip?.run === run ? app.fadedStrip.url : this.sprite()})`;
+    // Once for all its image tokens: an address takes long to read.
+    if (this.sprite?.run !== run) this.sprite = { run, url: this.small() };
+    this.root.style.setProperty("--picture", `url(${this.sprite.url})`);
     const counts = new Map();
     this.cells = Array.from({ length: count }, (_, place) => {
       const { kind, text, image } = run.partAt(place);
@@ -55,7 +65,6 @@ export class StripStation {
         "data-kind": kind,
         "aria-label": app.words("strip.image", { token: image + 1, kind: named }),
         style: {
-          "background-image": picture,
           "background-size": `${100 / width}% ${100 / height}%`,
           "background-position": `${100 * share(left, width)}% ${100 * share(top, height)}%`,
         },
@@ -102,13 +111,12 @@ export class StripStation {
   }
 
   /** The picture, small, as an address for the backgrounds of all image tokens. */
-  sprite() {
+  small() {
     const { run } = this.app;
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [run.places.columns * 18, run.places.rows * 18];
     canvas.getContext("2d").drawImage(run.canvas, 0, 0, canvas.width, canvas.height);
-    this.app.fadedStrip = { run, url: canvas.toDataURL() };
-    return this.app.fadedStrip.url;
+    return canvas.toDataURL();
   }
 
   /** How much the chosen head reads each token for the chosen token of the answer. */

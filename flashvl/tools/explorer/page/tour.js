@@ -51,6 +51,7 @@ export class Tour {
       return;
     }
     this.stop = stop;
+    this.app.desk.select(null);
     location.hash = `tour-${stop}`;
     document.body.classList.add("touring");
     byId("tour").hidden = false;

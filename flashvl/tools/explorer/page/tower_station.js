@@ -118,7 +118,7 @@ export class TowerStation {
       heads,
       most,
       chosen: null,
-      heats: (layer, head) => [{ base, values: rowOf(layer, head), columns: side, share: 1 }],
+      heats: (layer, head) => [{ base, values: rowOf(layer, head), columns: side }],
       describe: (layer, head) => ({
         label: words("tower.heat", { layer, head }),
         caption: "",

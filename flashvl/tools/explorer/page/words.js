@@ -89,9 +89,10 @@ export const WORDS = {
     "tiles.mode.trim": "The margins are seen and then cut away.",
     "tiles.mode.mean": "Where several tiles saw the same place, their features are averaged.",
     "tiles.mode.none": "There are no margins: each tile sees its own core alone.",
+    "tiles.mode.pool":
+      "All patches, the margins' too, are averaged down to as many as a core has; a token stands for somewhat more than its square.",
     "tiles.count": "{rows} × {columns} tiles{thumbnail} · {each} tokens each · {all} image tokens",
     "tiles.count.thumbnail": " and a thumbnail",
-    "tiles.mode.pool": "All patches, the margin's too, are averaged down to as many as a core has.",
     "tiles.compare": "Ask in every mode",
     "tiles.compare.note":
       "The model was trained in the mode {mode}; in the others it works with what it never saw.",
@@ -109,7 +110,7 @@ export const WORDS = {
 
     "tower.title": "The tower looks at patches",
     "tower.text":
-      "Each tile is {side} × {side} patches, and in each layer every patch asks all others of its tile what they hold. Choose a patch, and see where it looks; the darker, the more.",
+      "Each tile is {side} × {side} patches, and in each layer every patch asks all others of its tile what they hold. Choose a patch, and see where it looks; the bluer, the more.",
     "tower.tile": "Tile",
     "tower.thumbnail": "Thumbnail",
     "tower.patches": "Patches of the tile; choose one",
@@ -197,7 +198,7 @@ export const WORDS = {
     tour: [
       [
         "A picture is too large",
-        "A tower sees squares of a fixed size. So the picture is cut into tiles, each with a margin of its neighbors, and a thumbnail of the whole comes last.",
+        "A tower sees squares of a fixed size. So the picture is cut into tiles, each with a margin of its neighbors, and a thumbnail shows the whole.",
       ],
       [
         "Patches look at patches",
@@ -308,10 +309,11 @@ export const WORDS = {
     "tiles.mode.trim": "边缘看过之后被裁掉。",
     "tiles.mode.mean": "几个图块都看到的地方，特征取平均。",
     "tiles.mode.none": "没有边缘：每个图块只看自己的核心。",
+    "tiles.mode.pool":
+      "所有小片（包括边缘的）取平均，减少到和核心一样多；一个词元代表的范围比它的方格大一些。",
     "tiles.count":
       "{rows} × {columns} 个图块{thumbnail} · 每个 {each} 个词元 · 共 {all} 个图像词元",
     "tiles.count.thumbnail": "和一张缩略图",
-    "tiles.mode.pool": "所有小片，包括边缘的，平均成核心那么多个。",
     "tiles.compare": "用每种方式各问一次",
     "tiles.compare.note": "模型是用 {mode} 方式训练的；其他方式给它的是从没见过的东西。",
     "tiles.head.mode": "方式",
@@ -328,7 +330,7 @@ export const WORDS = {
 
     "tower.title": "视觉塔看小片",
     "tower.text":
-      "每个图块是 {side} × {side} 个小片，在每一层里，每个小片都向同一图块的所有小片询问它们有什么。选一个小片，看看它往哪里看；颜色越深，看得越多。",
+      "每个图块是 {side} × {side} 个小片，在每一层里，每个小片都向同一图块的所有小片询问它们有什么。选一个小片，看看它往哪里看；越蓝，看得越多。",
     "tower.tile": "图块",
     "tower.thumbnail": "缩略图",
     "tower.patches": "图块的小片；选择一个",
@@ -415,7 +417,7 @@ export const WORDS = {
     tour: [
       [
         "图片太大了",
-        "视觉塔只能看固定大小的方块。所以图片被切成图块，每块都带一圈邻居的边缘，最后是全图的缩略图。",
+        "视觉塔只能看固定大小的方块。所以图片被切成图块，每块都带一圈邻居的边缘，另有一张全图的缩略图。",
       ],
       [
         "小片看小片",
