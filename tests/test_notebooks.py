@@ -103,7 +103,7 @@ def test_it_ends_with_three_exercises_and_names_their_solutions(name):
 
 @each_notebook
 def test_each_exercise_has_a_solution_that_asserts_something(name):
-    """`exercise_1` to `exercise_3`, by themselves or through what they call."""
+    """Or has torch assert something; and the script calls all three."""
     tree = ast.parse(solutions(name).read_text(encoding="utf-8"))
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     called = ast.dump(tree.body[-1])  # if __name__ == "__main__"
