@@ -1,4 +1,4 @@
-"""The course: what every notebook keeps to, and each one executed from a clean kernel."""
+"""The course: what every notebook keeps to; each one, its solutions and its figures executed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import ast
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -81,19 +84,34 @@ def files_of(folder: Path) -> dict[str, bytes]:
     }
 
 
+def solutions(name: str) -> Path:
+    return FOLDER / "solutions" / Path(name).with_suffix(".py").name
+
+
 @each_notebook
-def test_it_ends_with_three_exercises_and_their_solutions(name):
+def test_it_ends_with_three_exercises_and_names_their_solutions(name):
     notebook = read(name)
-    end = [f"### {kind} {number}" for kind in ("Exercise", "Solution") for number in (1, 2, 3)]
+    end = ["## Exercises", *(f"### Exercise {number}" for number in (1, 2, 3))]
     found = headings(notebook)
-    assert found[-8:] == ["## Exercises", *end[:3], "## Solutions", *end[3:]]
-    assert not [one for one in found[:-8] if re.match(r"#+ (Exercise|Solution)", one)]
-    solutions, kinds = [], [cell.cell_type for cell in notebook.cells]
-    for place, cell in enumerate(notebook.cells):
-        if re.search(r"^### Solution", cell.source, re.MULTILINE):
-            solutions.append(place)
-    for place, after in zip(solutions, [*solutions[1:], len(kinds)]):
-        assert "code" in kinds[place:after], f"solution {solutions.index(place) + 1} runs nothing"
+    assert found[-4:] == end
+    assert not [one for one in found[:-4] if re.match(r"#+ Exercise", one)]
+    assert not [one for one in found if "Solution" in one]
+    file = f"solutions/{solutions(name).name}"
+    assert f"[{file}]({file})" in notebook.cells[-1].source
+
+
+@each_notebook
+def test_each_exercise_has_a_solution_that_asserts_something(name):
+    """`exercise_1` to `exercise_3`, by themselves or through what they call."""
+    tree = ast.parse(solutions(name).read_text(encoding="utf-8"))
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    called = ast.dump(tree.body[-1])  # if __name__ == "__main__"
+    for exercise in ("exercise_1", "exercise_2", "exercise_3"):
+        inside = list(ast.walk(functions[exercise]))
+        assert any(isinstance(node, ast.Assert) for node in inside) or "assert_" in ast.dump(
+            functions[exercise]
+        ), exercise
+        assert f"id='{exercise}'" in called, exercise
 
 
 @each_notebook
@@ -141,12 +159,13 @@ def test_it_imports_what_there_is(name):
 
 @each_notebook
 def test_what_its_prose_names_exists(name):
-    """Commands, files and links; and each name in code letters, in its cells or the package."""
+    """Commands, files and links; and each name in code letters, in its cells, its
+    solutions or the package."""
     notebook = read(name)
     (commands,) = (set(one.choices) for one in build_parser()._actions if one.choices)
-    known = words_of_package() | set(
-        re.findall(r"\w+", "\n".join(cell.source for cell in code_cells(notebook)))
-    )
+    sources = [cell.source for cell in code_cells(notebook)]
+    sources.append(solutions(name).read_text(encoding="utf-8"))
+    known = words_of_package() | set(re.findall(r"\w+", "\n".join(sources)))
     spans = re.findall(r"`([^`\n]+)`", prose(notebook))
     assert spans
     for span in spans:
@@ -181,3 +200,60 @@ def test_it_runs(name, tmp_path, monkeypatch):
         assert kinds_of_output(now) == kinds_of_output(then), f"not what is saved:\n{now.source}"
     for folder, files in before.items():
         assert files_of(folder) == files, f"{name} has changed something in {folder.name}"
+
+
+@pytest.mark.slow
+@each_notebook
+def test_its_solutions_run(name):
+    """From the folder of the notebooks, as they say; they write nothing."""
+    before = files_of(FOLDER)
+    done = subprocess.run(
+        [sys.executable, f"solutions/{solutions(name).name}"],
+        cwd=FOLDER,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert files_of(FOLDER) == before
+
+
+def write_figures(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, FOLDER / "figures.py", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_each_figure_is_written_as_svg_with_larger_type(tmp_path):
+    name = "07_checkpoint"
+    done = write_figures(tmp_path / "figures", name)
+    assert done.returncode == 0, done.stderr
+    drawn = [
+        output
+        for cell in code_cells(read(f"{name}.ipynb"))
+        for output in cell.outputs
+        if "<Figure" in output.get("data", {}).get("text/plain", "")
+    ]
+    files = sorted((tmp_path / "figures").iterdir())
+    assert [file.name for file in files] == [
+        f"{name}_{number:02}.svg" for number in range(1, len(drawn) + 1)
+    ]
+    for file in files:
+        assert ElementTree.parse(file).getroot().tag.endswith("}svg")
+    # Matplotlib writes each text as a group of paths, scaled by a hundredth of its size in points.
+    sizes = {float(one) for one in re.findall(r"scale\(([\d.]+) -", files[0].read_text())}
+    assert max(sizes) > 0.12
+
+
+def test_figures_of_a_folder_with_files_or_of_no_notebook_are_refused(tmp_path):
+    (tmp_path / "mine.svg").write_text("mine")
+    for arguments in ((tmp_path,), (tmp_path / "new", "12_nothing")):
+        done = write_figures(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "mine.svg").read_text() == "mine"
+    assert not (tmp_path / "new").exists()
