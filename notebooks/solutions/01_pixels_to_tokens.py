@@ -3,25 +3,52 @@
 Run from the folder of the notebooks: python solutions/01_pixels_to_tokens.py
 """
 
+import dataclasses
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from flashvl import FlashVLConfig
+from flashvl import FlashVL, FlashVLConfig
 from flashvl.checkpoint.hub import published_models
+from flashvl.input.processor import normalize
+from flashvl.model.aimv2 import AIMv2Encoder
 from flashvl.model.patches import cut_patches
+from flashvl.nano.world.scenes import scene, scoring_number
+
+torch.set_grad_enabled(False)
 
 
 def exercise_1() -> None:
-    """512 / 16 = 32 patches a side, so again 1024; a patch has 16 x 16 pixels of 3 channels.
+    """Interpolated positions work, though nobody trained the tower at this size.
 
-    1024 patches become 256 tokens, so 4 patches make one: the 2 x 2 pixel shuffle of notebook 3.
+    The features stay close to those of the small tile; with the same positions shuffled they do
+    not, so it is the order that counts.
     """
-    static = FlashVLConfig.from_dict(published_models()["FlashVL/FlashVL-2B-Static"]["config"])
-    numbers = static.vision.channels * static.vision.patch_size**2
-    print(static.vision.patches, "patches,", numbers, "numbers,", static.tokens_per_tile, "tokens")
-    assert static.vision.patches == 1024
-    assert numbers == 768
-    assert static.vision.patches // static.tokens_per_tile == static.compressor.shuffle**2 == 4
+    flash = FlashVL.from_pretrained("nano", device="cpu", dtype="float32")
+    tower, tiler, side = flash.model.vision, flash.config.tiler, flash.config.vision.side
+    world = {"sides": (112, 112), "things": (1, 1), "digits": 0, "max_aspect_ratio": 1.0}
+    drawn = [scene(scoring_number(5, number), **world).picture for number in range(20)]
+    pixels = normalize(np.stack(drawn), tiler.mean, tiler.std)  # (S, C, height, width)
+    small = tower(pixels)  # (S, N, D)
+
+    square = tower.positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+    larger = F.interpolate(square, scale_factor=2, mode="bicubic")  # (1, D, 2 rows, 2 columns)
+    larger = larger.flatten(2).transpose(1, 2)  # (1, 4 * N, D)
+    order = torch.randperm(larger.shape[1], generator=torch.Generator().manual_seed(0))
+
+    twice = dataclasses.replace(flash.config.vision, image_size=2 * flash.config.vision.image_size)
+    alike = {}
+    for name, positions in {"interpolated": larger, "shuffled": larger[:, order]}.items():
+        enlarged = AIMv2Encoder(twice)
+        enlarged.load_state_dict({**tower.state_dict(), "positions": positions})
+        features = enlarged(F.interpolate(pixels, scale_factor=2, mode="bicubic"))  # (S, 4 * N, D)
+        features = features.transpose(1, 2).unflatten(2, (2 * side, 2 * side))  # (S, D, rows, ...)
+        means = F.avg_pool2d(features, 2).flatten(2).transpose(1, 2)  # (S, N, D)
+        alike[name] = F.cosine_similarity(means, small, dim=-1).mean().item()
+        print(f"positions {name}: similarity {alike[name]:.2f}")
+    assert alike["interpolated"] > alike["shuffled"] + 0.05
 
 
 def join_patches(patches: Tensor, patch: int) -> Tensor:
