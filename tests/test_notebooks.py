@@ -29,6 +29,7 @@ BROUGHT = {"flashvl", "torch", "safetensors", "tokenizers", "PIL", "numpy", "hug
 BROUGHT |= {"matplotlib", "IPython"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|opt|usr|var|mnt)/|\b[A-Z]:\\")
 LARGEST = 400_000  # bytes
+LONGEST = 1_500  # words of prose
 each_notebook = pytest.mark.parametrize("name", NAMES)
 
 
@@ -130,6 +131,7 @@ def test_it_is_saved_as_it_ran_from_a_clean_kernel(name):
 def test_it_is_small_and_of_no_machine(name):
     notebook = read(name)
     assert (FOLDER / name).stat().st_size < LARGEST
+    assert len(re.findall(r"\S*\w\S*", prose(notebook))) <= LONGEST
     assert notebook.metadata.kernelspec.name == "python3"
     assert set(notebook.metadata) <= {"kernelspec", "language_info"}
     assert not any("execution" in cell.metadata for cell in notebook.cells)
