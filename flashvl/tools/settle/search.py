@@ -195,17 +195,11 @@ class Search:
                 if len(racing) == 1:
                     break
         before = measured[self._place_of_best(changes)]
-        better = [one for one in racing if self._is_better(measured[one], before)]
+        enough = 0.0 if self.own else BETTER  # there is no chance in what a model's own answers say
+        better = [one for one in racing if evidence(before, measured[one])[1] > enough]
         if better:
             self.best = candidates[likeliest(better, measured)]
         return measured
-
-    def _is_better(self, one: Sequence[Measured], before: Sequence[Measured]) -> bool:
-        errors = evidence(before, one)[1]
-        if not self.own:
-            return errors >= BETTER
-        more = sum(mine.likeliest - other.likeliest for mine, other in zip(one, before))
-        return errors > 0 and more > 0
 
     def _place_of_best(self, changes: Sequence[Values]) -> int:
         """Which of some changes of the best values changes nothing."""
