@@ -16,8 +16,8 @@ MAX_VALUE, MAX_VALUES = 46, 120  # characters of a value and of a list of them
 SEES = 4.0  # standard errors from which on a model is taken to see
 LOSS = "less likely: by how many nats an answer is less likely than under the best value, the mean."
 OWN_LOSS = (
-    "less likely: by how many nats an answer falls short of the likeliest one, token by token, and\n"
-    "more than under the best value, the mean."
+    "less likely: by how many nats an answer's tokens fall short of the likeliest, and more than\n"
+    "under the best value, the mean."
 )
 MEANING = (
     "standard errors: the same in units of what chance does to it, where a single answer counts\n"

@@ -55,9 +55,9 @@ Values = dict[str, Any]  # of fields
 class Difference:
     """An alternative beside the best, over the samples that both were measured on.
 
-    `loss`: how much less likely its answers are, in nats, the mean; `errors`: the same in standard
-    errors, where an answer counts at most `MOST_OF_AN_ANSWER`. Above 0 the best is better. `right`
-    and `likeliest` are the shares of answers and tokens that are the model's own.
+    `loss`: how much greater the losses of its answers are, in nats, the mean; `errors`: the same in
+    standard errors, where an answer counts at most `MOST_OF_AN_ANSWER`. Above 0 the best is better.
+    `right` and `likeliest` are the shares of answers and tokens that are the model's own.
     """
 
     alternative: Alternative
@@ -195,7 +195,7 @@ class Search:
                 if len(racing) == 1:
                     break
         before = measured[self._place_of_best(changes)]
-        enough = 0.0 if self.own else BETTER  # there is no chance in what a model's own answers say
+        enough = 0.0 if self.own else BETTER  # a model's own answers are no matter of chance
         better = [one for one in racing if evidence(before, measured[one])[1] > enough]
         if better:
             self.best = candidates[likeliest(better, measured)]
