@@ -104,7 +104,7 @@ def test_the_lines_that_record_answers_do(tmp_path, monkeypatch):
     assert len(samples) == 6
     assert samples[0].conversations[0][1] == "a red ring and a green cross"
     assert samples[5].picture == tmp_path / "pictures" / "b.jpg"
-    measured = [Measure(nano, ends=False)(one, {}) for one in samples]
+    measured = [Measure(nano, own=True)(one, {}) for one in samples]
     assert all(one.likeliest == one.tokens for one in measured)
 
 

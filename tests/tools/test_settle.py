@@ -72,14 +72,14 @@ def test_other_assumptions_with_the_same_weights_are_as_if_loaded_so(assumptions
 
 
 @pytest.mark.parametrize("assumptions", [{}, *OTHER], ids=str)
-@pytest.mark.parametrize("ends", [True, False])
-def test_answers_side_by_side_are_measured_as_if_each_were_alone(assumptions, ends, tmp_path):
+@pytest.mark.parametrize("own", [True, False])
+def test_answers_side_by_side_are_measured_as_if_each_were_alone(assumptions, own, tmp_path):
     flash = tiny_model()
     flash.save_pretrained(tmp_path / "model")
     loaded = FlashVL.from_pretrained(tmp_path / "model", "cpu", assumptions=assumptions)
     conversations = [(user("What colour?"), "red"), (user("颜色?"), "红色的圆形"), (user("x"), "y")]
-    found = Measure(flash, ends)(Sample("a", picture(70, 50), conversations), assumptions)
-    end = [flash.tokenizer.control_id("<|im_end|>")] if ends else []
+    found = Measure(flash, own)(Sample("a", picture(70, 50), conversations), assumptions)
+    end = [] if own else [flash.tokenizer.control_id("<|im_end|>")]
     losses, wrong, tokens, likeliest = [], 0, 0, 0
     for messages, answer in conversations:
         ids, pixels, grids = loaded.prepare(picture(70, 50), messages)
@@ -88,7 +88,7 @@ def test_answers_side_by_side_are_measured_as_if_each_were_alone(assumptions, en
         for token_id in wanted:  # one after another, as in generating
             with torch.inference_mode():
                 chances = loaded.model(ids, pixels, grids)[0, -1].log_softmax(dim=-1)
-            loss -= chances[token_id].item()
+            loss += (chances.max().item() if own else 0.0) - chances[token_id].item()
             best = int(chances.argmax()) == token_id
             all_likeliest, likeliest, tokens = all_likeliest and best, likeliest + best, tokens + 1
             ids = torch.cat((ids, torch.tensor([[token_id]])), dim=1)
@@ -103,9 +103,9 @@ def test_the_models_own_answer_is_the_likeliest_and_the_first_other_token_is_nam
     flash = tiny_model()
     *ids, _ = teach_answer(flash, "red c")
     answer = flash.chat(picture(), user())
-    measure = Measure(flash, ends=False)
+    measure = Measure(flash, own=True)
     own = measure(Sample("a", picture(), [(user(), answer)]), {})
-    assert (own.right, own.likeliest, own.other) == (1.0, own.tokens, None)
+    assert (own.losses, own.right, own.likeliest, own.other) == ((0,), 1, own.tokens, None)
     changed = answer[0] + "x"
     other = measure(Sample("a", picture(), [(user(), answer), (user(), changed)]), {}).other
     assert (other.answer, other.place) == (1, 1)
@@ -116,7 +116,7 @@ def test_the_models_own_answer_is_the_likeliest_and_the_first_other_token_is_nam
 def test_a_tile_is_computed_once_for_all_that_show_it(monkeypatch):
     flash, computed = tiny_model(), []
     flash.model.vision.register_forward_pre_hook(lambda _, inputs: computed.append(len(inputs[0])))
-    measure = Measure(flash, ends=True)
+    measure = Measure(flash, own=False)
     sample = Sample("a", picture(), [(user(), "red")])  # 1 x 2 tiles and a thumbnail
     measure(sample, {})
     assert sum(computed) == 3
@@ -139,7 +139,7 @@ def test_a_tile_is_computed_once_for_all_that_show_it(monkeypatch):
     assert flash.model.vision.feature_layer == -1
     # With room for nothing but the tiles in use all is still right.
     monkeypatch.setattr(measure_module, "MAX_KEPT_BYTES", 1)
-    kept = Measure(flash, ends=True)
+    kept = Measure(flash, own=False)
     assert kept(sample, {}).losses == pytest.approx(measure(sample, {}).losses)
     assert len(kept._kept) == 3
 
@@ -248,6 +248,24 @@ def test_of_own_answers_one_token_that_is_not_the_likeliest_refutes():
     assert Verdict("padding", "a", differences, proof=True).word == "settled"
     differences = (compare(one, whole, whole), compare(two, whole, whole))
     assert Verdict("padding", "a", differences, proof=True).word == "cannot be told"
+
+
+def test_one_token_of_own_answers_finds_the_truth_and_what_it_cannot_tell():
+    asked, samples = asked_of("padding", "system"), 20
+
+    def measured(values, number) -> Measured:
+        wrong = number == samples - 1 and values["padding"] != "reflect"
+        return of([0.3 if wrong else 0.0], likeliest=1 if wrong else 2)
+
+    search = Search(CONFIG, measured, samples, asked, own=True)
+    search.run()
+    assert search.best == {"padding": "reflect", "system": CONFIG.assumptions["system"]}
+    words = {name: verdict.word for name, verdict in search.verdicts.items()}
+    assert words == {"padding": "settled", "system": "cannot be told"}
+    # Where the answers are not the model's own, a single one is chance.
+    chance = Search(CONFIG, measured, samples, asked)
+    chance.run()
+    assert chance.best == chance.stated()
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=2, max_size=20))
@@ -558,7 +576,10 @@ def test_an_erased_model_tells_all_that_it_was_trained_under(erased, nano_stated
 WRONG = [
     {"token_order": "columns"},
     {"thumbnail": "none"},
+    {"thumbnail": "first"},
     {"stitching": "pool"},
+    {"padding": "reflect"},
+    {"max_tiles": 2},
 ]
 
 
@@ -568,6 +589,18 @@ def test_answers_recorded_under_a_wrong_setting_name_it(wrong, tmp_path, capsys)
     file = record(tmp_path / "recorded", wrong, count=16, asked=3)
     arguments = ["--answers", file, "--only", *sorted({name for one in WRONG for name in one})]
     found, verdicts = found_by(capsys, tmp_path, *arguments)
-    stated = FlashVL.from_pretrained("nano", "cpu").config.assumptions | wrong
-    assert found == {name: stated[name] for name in found}
-    assert all(verdicts[name] == "settled" for name in wrong)
+    said = json.loads((tmp_path / "figures.json").read_text())
+    assert said["answers"]["likeliest"] == said["answers"]["tokens"]  # the proof
+    stated = FlashVL.from_pretrained("nano", "cpu").config.assumptions
+    for name, verdict in verdicts.items():
+        fits = [
+            one["value"]
+            for one in said["fields"][name]["alternatives"]
+            if one["tokens_likeliest"] == 1
+        ]
+        assert found[name] in fits
+        assert (stated | wrong)[name] in fits
+        # What so few answers cannot tell, such as 7 tiles from 6, is said to be so.
+        assert verdict == ("settled" if len(fits) == 1 else "cannot be told")
+        if name in wrong:
+            assert stated[name] not in fits

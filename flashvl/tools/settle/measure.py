@@ -60,7 +60,7 @@ class Token:
 class Measured:
     """How likely a sample's answers are under some assumptions.
 
-    `losses` are the negative log-likelihoods of the answers in nats; `right` is the share of them
+    `losses` are those of the answers in nats, as `Measure` takes them; `right` is the share of them
     all of whose tokens are the likeliest. `likeliest` of all `tokens` are, and `other` is the first
     that is not.
     """
@@ -75,11 +75,14 @@ class Measured:
 class Measure:
     """Measures samples with the weights of one model, under any assumptions.
 
-    With `ends` an answer includes the token that ends it.
+    An answer's loss is its negative log-likelihood, the token that ends it included. With `own` the
+    answers are those that the model gave, perhaps without their ends. Wrong assumptions can make
+    them likelier than the true ones do, but only the true ones make all their tokens the likeliest:
+    a loss is then by how much the likeliest ones are likelier, and 0 if there are none.
     """
 
-    def __init__(self, flash: FlashVL, ends: bool) -> None:
-        self._flash, self._ends = flash, ends
+    def __init__(self, flash: FlashVL, own: bool) -> None:
+        self._flash, self._own = flash, own
         self._kept: OrderedDict[tuple[int, bytes], Tensor] = OrderedDict()
 
     @torch.inference_mode()
@@ -101,7 +104,7 @@ class Measure:
         for messages, answer in sample.conversations:
             prompt = processor.encode(messages, len(tiles))[0].tolist()
             ids = tokenizer.encode(answer)
-            ids += [tokenizer.control_id(TURN_END)] if self._ends else []
+            ids += [] if self._own else [tokenizer.control_id(TURN_END)]
             encoded.append((prompt + ids, [IGNORED] * len(prompt) + ids))
         batch = SceneBatch(pixels, [grid], *pad([side_by_side(encoded)])).to(flash.model.device)
         logits = with_config(flash.model, config, self._kept)(
@@ -115,6 +118,8 @@ class Measure:
         wanted = batch.labels[batch.is_answer]  # (answer tokens)
         chances = logits.float().log_softmax(dim=-1)  # (answer tokens, V)
         losses = -chances.gather(-1, wanted[:, None])[:, 0]  # (answer tokens)
+        if self._own:
+            losses = losses + chances.amax(dim=-1)  # (answer tokens)
         return summed(
             losses.tolist(),
             wanted.tolist(),

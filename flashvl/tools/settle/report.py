@@ -14,8 +14,12 @@ from .search import PREFERRED, SETTLED, Search, Verdict, same
 
 MAX_VALUE, MAX_VALUES = 46, 120  # characters of a value and of a list of them
 SEES = 4.0  # standard errors from which on a model is taken to see
+LOSS = "less likely: by how many nats an answer is less likely than under the best value, the mean."
+OWN_LOSS = (
+    "less likely: by how many nats an answer's tokens fall short of the likeliest, and more than\n"
+    "under the best value, the mean."
+)
 MEANING = (
-    "less likely: by how many nats an answer is less likely than under the best value, the mean.\n"
     "standard errors: the same in units of what chance does to it, where a single answer counts\n"
     f"little; {PREFERRED:g} and more is a preference, {SETTLED:g} and more settles."
 )
@@ -28,7 +32,8 @@ def as_text(
     tokenizer: Tokenizer,
 ) -> str:
     """The table and the verdicts. `sees` is what `what_it_sees` found."""
-    parts = [table_of(search), MEANING] if search.verdicts else []
+    loss = OWN_LOSS if search.own else LOSS
+    parts = [table_of(search), f"{loss}\n{MEANING}"] if search.verdicts else []
     if sees is not None:
         parts.append(sight(sees))
     elif not search.own:

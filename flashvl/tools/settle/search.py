@@ -55,9 +55,9 @@ Values = dict[str, Any]  # of fields
 class Difference:
     """An alternative beside the best, over the samples that both were measured on.
 
-    `loss`: how much less likely its answers are, in nats, the mean; `errors`: the same in standard
-    errors, where an answer counts at most `MOST_OF_AN_ANSWER`. Above 0 the best is better. `right`
-    and `likeliest` are the shares of answers and tokens that are the model's own.
+    `loss`: how much greater the losses of its answers are, in nats, the mean; `errors`: the same in
+    standard errors, where an answer counts at most `MOST_OF_AN_ANSWER`. Above 0 the best is better.
+    `right` and `likeliest` are the shares of answers and tokens that are the model's own.
     """
 
     alternative: Alternative
@@ -195,17 +195,11 @@ class Search:
                 if len(racing) == 1:
                     break
         before = measured[self._place_of_best(changes)]
-        better = [one for one in racing if self._is_better(measured[one], before)]
+        enough = 0.0 if self.own else BETTER  # a model's own answers are no matter of chance
+        better = [one for one in racing if evidence(before, measured[one])[1] > enough]
         if better:
             self.best = candidates[likeliest(better, measured)]
         return measured
-
-    def _is_better(self, one: Sequence[Measured], before: Sequence[Measured]) -> bool:
-        errors = evidence(before, one)[1]
-        if not self.own:
-            return errors >= BETTER
-        more = sum(mine.likeliest - other.likeliest for mine, other in zip(one, before))
-        return errors > 0 and more > 0
 
     def _place_of_best(self, changes: Sequence[Values]) -> int:
         """Which of some changes of the best values changes nothing."""

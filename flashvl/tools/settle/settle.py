@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
             "tile alone, or no such control tokens"
         )
     own = options.answers is not None
-    measure, tiler = Measure(flash, ends=not own), flash.config.tiler
+    measure, tiler = Measure(flash, own), flash.config.tiler
     if own:
         samples = read_answers(options.answers, flash.tokenizer)
     else:
