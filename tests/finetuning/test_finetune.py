@@ -144,6 +144,18 @@ def test_a_run_that_is_resumed_is_bitwise_the_uninterrupted_one(how, data, tmp_p
     assert whole == resumed
 
 
+def test_steps_without_a_gradient_count_too(folder, tmp_path, monkeypatch):
+    """The compressor alone learns, and no sample has a picture."""
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a b"}]
+    (tmp_path / "samples.json").write_text(json.dumps({"messages": turns}))
+    more = ["--model", str(folder), "--data", str(tmp_path / "samples.json"), "--device", "cpu"]
+    more += ["--train", "compressor", "--steps", "4"]
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        assert finetune(tmp_path / "run", *more) == 130
+    assert finetune(tmp_path / "run", *more, "--resume") == 0
+
+
 STAGES = {
     "rate": 1e-2,
     "batch": 4,
