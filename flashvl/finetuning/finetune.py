@@ -180,15 +180,17 @@ def read_data(stage: Stage, seed: int, flash: FlashVL, together: Processes) -> D
             _say(together, f"{file.name}: {skipped} samples are longer than the context, skipped")
         return checked
 
-    files = [stage.data, *([stage.held_out] if isinstance(stage.held_out, Path) else [])]
-    samples, *others = map(read, files)
+    samples = [one for file in stage.data for one in read(file)]
+    apart: list[Checked] = []
     digest = hashlib.sha256()
-    for file in files:
+    for file in stage.data:
         digest.update(file.read_bytes())
-    if isinstance(stage.held_out, float):
+    if isinstance(stage.held_out, Path):
+        apart = read(stage.held_out)
+        digest.update(stage.held_out.read_bytes())
+    elif stage.held_out is not None:
         samples, apart = held_out(samples, stage.held_out, seed)
-        others = [apart]
-    return Data(samples, others[0] if others else [], digest.hexdigest())
+    return Data(samples, apart, digest.hexdigest())
 
 
 def samples_of_steps(
