@@ -133,9 +133,9 @@ def finetune(recipe: Recipe, options: argparse.Namespace, together: Processes) -
                     counts[number],
                     stage.batch,
                     together,
-                    learner.needs_pictures,
+                    learner.shards > 1,  # the tower must run in all processes at once
                     recipe.seed,
-                    limit_of(stage, its),
+                    None if stage.epochs is None else stage.epochs * len(its.samples),
                 )
                 log = out / LOG if together.rank == 0 else None
                 progress = Log(schedule.name, first, schedule.steps, log, learner.measures)
@@ -204,11 +204,6 @@ def samples_of_steps(
     if not isinstance(found, list) or len(found) != len(counts):
         return counts  # the settings differ, which will be said
     return [one if is_integer(one) and one > 0 else count for one, count in zip(found, counts)]
-
-
-def limit_of(stage: Stage, data: Data) -> int | None:
-    """After how many samples a stage of whole epochs is done; None: its steps say so."""
-    return None if stage.epochs is None else stage.epochs * len(data.samples)
 
 
 def schedule_of(stage: Stage, count: int, data: Data, default_rate: float) -> Schedule:
