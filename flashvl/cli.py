@@ -312,6 +312,16 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
 
+    scenes = command(
+        "scenes",
+        ".tools.scenes",
+        "write pictures and questions of nano's world as samples to learn from",
+        "--scenes 130 --out scenes",
+    )
+    scenes.add_argument("--out", required=True, metavar="FOLDER", help="a new one")
+    _add_count(scenes, "--scenes", 130, "pictures, each with all its questions")
+    _add_seed(scenes, "of the scenes")
+
     score = command(
         "score", ".nano.score", "count how often a model is right", "--model nano --scenes 1000"
     )
@@ -438,12 +448,13 @@ def _add_finetune(finetune: argparse.ArgumentParser) -> None:
     finetune.add_argument("--out", required=True, metavar="FOLDER", help="of the run")
     finetune.add_argument(
         "--data",
+        nargs="+",
         metavar="FILE",
         help="LLaVA's JSON or messages, as a list or a line each; <image> in the first question "
         "stands for the picture, which is read before that question's text",
     )
     finetune.add_argument(
-        "--images", metavar="FOLDER", help="where pictures' paths begin (default: beside the data)"
+        "--images", metavar="FOLDER", help="where pictures' paths begin (default: beside each FILE)"
     )
     finetune.add_argument("--lora", type=int, metavar="RANK", help="an adapter learns")
     finetune.add_argument("--lora-alpha", type=float, metavar="X", help="default: twice the rank")

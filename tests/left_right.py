@@ -44,23 +44,16 @@ def unseen(scenes: int) -> Iterator[tuple[Image.Image, str, str]]:
         yield from ((one.picture, *asked) for asked in questions(one))
 
 
-def write_samples(folder: Path, scenes: int, old: int = 0) -> Path:
-    """PNG files and a file of samples; of `old` further scenes with nano's own questions."""
+def write_samples(folder: Path, scenes: int) -> Path:
+    """PNG files, and beside them a file of samples."""
     samples = []
-    (folder / "pictures").mkdir(parents=True)
+    folder.mkdir()
     drawn = pairs(training_number(7, index) for index in count())
     for number in range(scenes):
         one = next(drawn)
         name = f"{number}.png"
-        one.picture.save(folder / "pictures" / name)
+        one.picture.save(folder / name)
         samples += [sample(name, *asked) for asked in questions(one)]
-    for number in range(old):
-        one = scene(training_number(8, number))
-        name = f"old-{number}.png"
-        one.picture.save(folder / "pictures" / name)
-        for place in (number, 7 * number + 3):  # of all kinds
-            each = one.questions[place % len(one.questions)]
-            samples.append(sample(name, each.text, each.answer))
     file = folder / "samples.json"
     file.write_text(json.dumps(samples, indent=1), encoding="utf-8")
     return file

@@ -33,6 +33,7 @@ COMMANDS = (
     "score",
     "evaluate",
     "settle",
+    "scenes",
 )
 
 

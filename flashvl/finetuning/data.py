@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
-
-from ..config import TilerConfig
 from ..errors import DataError, FlashVLError
 from ..input.image import load_image
 from ..input.processor import Processor
@@ -233,8 +230,9 @@ def _lengths(
     sample: Sample, processor: Processor, skip_long: bool, tiles: dict[Path, int]
 ) -> tuple[int, ...]:
     """Tokens of each of a sample's rows; none if it is too long and that is to be passed over."""
+    tiler = processor.config.tiler
     if sample.image is not None and sample.image not in tiles:
-        tiles[sample.image] = _tiles(load_image(sample.image), processor.config.tiler)
+        tiles[sample.image] = tiler.tiles(grid_of(load_image(sample.image), tiler))
     context = processor.config.decoder.context
     characters = sum(len(message["content"]) for message in sample.messages)
     lengths: tuple[int, ...] = ()
@@ -248,10 +246,6 @@ def _lengths(
         long = f"of {max(lengths)} tokens" if lengths else f"of {characters} characters"
         raise DataError(f"the sample, {long}, is longer than the model's context, {context} tokens")
     return () if is_long else lengths
-
-
-def _tiles(image: Image, tiler: TilerConfig) -> int:
-    return tiler.tiles(grid_of(image, tiler))
 
 
 def held_out(

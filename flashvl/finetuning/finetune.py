@@ -133,9 +133,9 @@ def finetune(recipe: Recipe, options: argparse.Namespace, together: Processes) -
                     counts[number],
                     stage.batch,
                     together,
-                    learner.needs_pictures,
+                    learner.shards > 1,  # the tower must run in all processes at once
                     recipe.seed,
-                    limit_of(stage, its),
+                    None if stage.epochs is None else stage.epochs * len(its.samples),
                 )
                 log = out / LOG if together.rank == 0 else None
                 progress = Log(schedule.name, first, schedule.steps, log, learner.measures)
@@ -180,15 +180,17 @@ def read_data(stage: Stage, seed: int, flash: FlashVL, together: Processes) -> D
             _say(together, f"{file.name}: {skipped} samples are longer than the context, skipped")
         return checked
 
-    files = [stage.data, *([stage.held_out] if isinstance(stage.held_out, Path) else [])]
-    samples, *others = map(read, files)
+    samples = [one for file in stage.data for one in read(file)]
+    apart: list[Checked] = []
     digest = hashlib.sha256()
-    for file in files:
+    for file in stage.data:
         digest.update(file.read_bytes())
-    if isinstance(stage.held_out, float):
+    if isinstance(stage.held_out, Path):
+        apart = read(stage.held_out)
+        digest.update(stage.held_out.read_bytes())
+    elif stage.held_out is not None:
         samples, apart = held_out(samples, stage.held_out, seed)
-        others = [apart]
-    return Data(samples, others[0] if others else [], digest.hexdigest())
+    return Data(samples, apart, digest.hexdigest())
 
 
 def samples_of_steps(
@@ -202,11 +204,6 @@ def samples_of_steps(
     if not isinstance(found, list) or len(found) != len(counts):
         return counts  # the settings differ, which will be said
     return [one if is_integer(one) and one > 0 else count for one, count in zip(found, counts)]
-
-
-def limit_of(stage: Stage, data: Data) -> int | None:
-    """After how many samples a stage of whole epochs is done; None: its steps say so."""
-    return None if stage.epochs is None else stage.epochs * len(data.samples)
 
 
 def schedule_of(stage: Stage, count: int, data: Data, default_rate: float) -> Schedule:

@@ -105,11 +105,6 @@ class Learner:
         return self.mixed or self.model.dtype == torch.bfloat16
 
     @property
-    def needs_pictures(self) -> bool:
-        """Whether the tower must run in all processes at once."""
-        return self.shards > 1
-
-    @property
     def all_parts(self) -> tuple[str, ...]:
         """Those that learn in some stage."""
         return tuple(part for stage in self.recipe.stages for part in stage.train)
@@ -191,9 +186,7 @@ class Learner:
     def held_out_loss(self, samples: Sequence[Checked], batch: int) -> tuple[float, float]:
         """The mean loss of the answers' tokens, and the share of right ones."""
         count = batch * self.together.count
-        data = Batches(
-            samples, self.flash.processor, count, batch, self.together, self.needs_pictures
-        )
+        data = Batches(samples, self.flash.processor, count, batch, self.together, self.shards > 1)
         total = right = answers = 0.0
         for number in range(math.ceil(len(samples) / count)):
             for part in data[number].parts:

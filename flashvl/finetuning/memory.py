@@ -6,7 +6,6 @@ import math
 
 from torch import nn
 
-from ..config import FlashVLConfig
 from ..model.network import FlashVLModel
 from ..terminal import table
 from .data import Checked
@@ -37,14 +36,13 @@ def bytes_needed(
         "optimizer": moments * _bytes(learned) // shards,
         # Answers are a small part of a conversation with a picture, but all of it at most.
         "logits, at most": tokens * model.config.decoder.vocabulary * (size + 8),
-        "activations, about": activations(model, model.config, tokens, size, checkpointing),
+        "activations, about": activations(model, tokens, size, checkpointing),
     }
 
 
-def activations(
-    model: FlashVLModel, config: FlashVLConfig, tokens: int, size: int, checkpointing: bool
-) -> int:
+def activations(model: FlashVLModel, tokens: int, size: int, checkpointing: bool) -> int:
     """An estimate of what is kept of a pass for its gradients: the inputs of each layer's maps."""
+    config = model.config
     text, tower = config.decoder, config.vision
     heads = (text.heads + 2 * text.key_value_heads) * text.head_width
     layer = 6 * text.width + 2 * heads + 4 * text.mlp_width  # numbers a token

@@ -37,7 +37,7 @@ class Stage:
     """
 
     name: str
-    data: Path
+    data: tuple[Path, ...]
     images: Path | None
     train: tuple[str, ...]
     rate: float | None
@@ -150,7 +150,7 @@ def _stage(said: Reader, number: int) -> Stage:
         raise ConfigError(f'{said.name} has "epochs" and "steps"; one follows from the other')
     return Stage(
         said.text("name", f"stage {number}"),
-        read_path(said.text("data", ""), "data"),
+        _files(said),
         read_path(said.text("images", ""), "images") if "images" in said.values else None,
         tuple(part for part in PARTS if part in parts),
         said.number("rate") if "rate" in said.values else None,
@@ -164,6 +164,17 @@ def _stage(said: Reader, number: int) -> Stage:
         said.boolean("skip-long", False),
         said.choice("optimizer", ("adamw", "muon"), "adamw"),
     )
+
+
+def _files(said: Reader) -> tuple[Path, ...]:
+    """One file of samples, or a list of them."""
+    value = said.values.get("data", "")
+    files = [value] if isinstance(value, str) else value
+    if not isinstance(files, list) or not files or not all(isinstance(one, str) for one in files):
+        raise ConfigError(
+            f'"data" of {said.name} must be a file or a list of files, found {shown(value)}'
+        )
+    return tuple(read_path(one, "data") for one in files)
 
 
 def _held_out(said: Reader) -> Path | float | None:

@@ -57,13 +57,12 @@ class Processes:
         return values
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds gradients up over all processes; a process that has none for one counts as zeros."""
-        if self.count == 1:
-            return
+        """Adds gradients up over all processes; where there is none for a parameter, it is zero."""
         bucket: list[Tensor] = []
         for one in parameters:
             one.grad = torch.zeros_like(one) if one.grad is None else one.grad
-            bucket.append(one.grad)
+            if self.count > 1:
+                bucket.append(one.grad)
             if sum(grad.numel() for grad in bucket) >= BUCKET:
                 _sum_together(bucket)
                 bucket = []

@@ -96,6 +96,23 @@ def test_a_run_ends_with_an_adapter_that_says_what_was_learned(data, folder, tmp
     assert main([*words[1:], *picture_and_question, "--device", "cpu"]) == 0
 
 
+def test_several_files_are_one_set_each_with_its_own_pictures(folder, tmp_path, capsys):
+    files = []
+    for name, answers in (("one", "ab"), ("other", "abc")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(encoded(picture(20 * len(name), 30), "PNG"))
+        samples = [sample("0.png", "What?", answer) for answer in answers]
+        files.append(str(tmp_path / name / "samples.json"))
+        Path(files[-1]).write_text(json.dumps(samples))
+    more = ["--model", str(folder), "--device", "cpu", "--steps", "1"]
+    assert finetune(tmp_path / "run", *more, *LORA, "--data", *files) == 0
+    assert "5 samples of" in capsys.readouterr().out
+    (tmp_path / "recipe.json").write_text(json.dumps({"lora": 2, "steps": 1, "data": files}))
+    recipe = [*more[:4], "--recipe", str(tmp_path / "recipe.json")]
+    assert finetune(tmp_path / "again", *recipe) == 0
+    assert "5 samples of" in capsys.readouterr().out
+
+
 def test_full_tuning_ends_with_a_model_that_verifies(data, folder, tmp_path, capsys):
     out = tmp_path / "run"
     assert finetune(out, *data, *FULL, "--steps", "80") == 0
@@ -142,6 +159,18 @@ def test_a_run_that_is_resumed_is_bitwise_the_uninterrupted_one(how, data, tmp_p
         for run in ("whole", "run")
     )
     assert whole == resumed
+
+
+def test_steps_without_a_gradient_count_too(folder, tmp_path, monkeypatch):
+    """The compressor alone learns, and no sample has a picture."""
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a b"}]
+    (tmp_path / "samples.json").write_text(json.dumps({"messages": turns}))
+    more = ["--model", str(folder), "--data", str(tmp_path / "samples.json"), "--device", "cpu"]
+    more += ["--train", "compressor", "--steps", "4"]
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        assert finetune(tmp_path / "run", *more) == 130
+    assert finetune(tmp_path / "run", *more, "--resume") == 0
 
 
 STAGES = {
@@ -226,6 +255,8 @@ def test_bad_input_is_one_line_and_nothing_is_made(arguments, words, data, tmp_p
         ('{"lora": 2, "data": "x", "stages": [{"name": "a"}, {"name": "a"}]}', "two stages"),
         ('{"train": 5, "data": "x"}', '"train" of'),
         ('{"lora": 2, "data": 5}', '"data" of'),
+        ('{"lora": 2, "data": []}', '"data" of'),
+        ('{"lora": 2, "data": ["x", 5]}', '"data" of'),
         ('{"lora": 2}', "no file can be called ''"),
     ],
 )
@@ -359,7 +390,7 @@ def test_nano_learns_left_and_right(tmp_path, capsys):
     """200 scenes, as a person would write them down; 200 others are asked about."""
     file = write_samples(tmp_path / "data", 200)
     out = tmp_path / "run"
-    more = ["--images", str(file.parent / "pictures"), "--lora", "8", "--device", "cpu"]
+    more = ["--lora", "8", "--device", "cpu"]
     assert finetune(out, "--model", "nano", "--data", str(file), *more) == 0
     flash = FlashVL.from_pretrained("nano", device="cpu", adapter=out)
     asked = list(unseen(200))

@@ -60,7 +60,7 @@ def gradients(
     torch.manual_seed(0)
     learner = learner_of(folder, here, **said)
     checked = check_samples(given, learner.flash.processor, False, here)
-    data = Batches(checked, learner.flash.processor, count, batch, here, learner.needs_pictures)
+    data = Batches(checked, learner.flash.processor, count, batch, here, learner.shards > 1)
     loss, _ = learner.loss(data[0])
     found = {
         name: torch.zeros(one.shape) if one.grad is None else whole_tensor(one.grad)
@@ -116,7 +116,7 @@ def train(folder: Path, given: list[Sample], here: Processes, steps: range, stat
     learner = learner_of(folder, here, **said)
     checked = check_samples(given, learner.flash.processor, False, here)
     data = Batches(
-        checked, learner.flash.processor, 3, 3, here, learner.needs_pictures, seed=1, limit=None
+        checked, learner.flash.processor, 3, 3, here, learner.shards > 1, seed=1, limit=None
     )
     optimizers = make_optimizers(learner.choose(learner.all_parts), SCHEDULE, muon=False)
     if steps.start:
