@@ -21,7 +21,9 @@ const NOTEBOOKS = {
   1: "01_pixels_to_tokens.ipynb",
   2: "02_tiles_and_seams.ipynb",
   3: "03_compressor.ipynb",
+  4: "04_words_in_and_out.ipynb",
   5: "05_decoder.ipynb",
+  6: "06_reading_the_picture.ipynb",
 };
 
 /**
