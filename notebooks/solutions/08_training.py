@@ -20,8 +20,8 @@ def exercise_1() -> None:
     """There is always one object, so nearly every counting question is answered by "1".
 
     Only where the question names what is not there is it "0". A score proves something by what
-    it has beyond the blind answer: of *self* the blind answer is always right, so that even a
-    full score proves nothing there; of colors it is right about once in eight.
+    it has beyond the blind answer: of *self* the blind answer is right four times in five, for
+    only thanks are answered otherwise; of colors it is right about once in eight.
     """
     validation = [scene(scoring_number(0, index), **SMALL) for index in range(100)]
     test = [scene(scoring_number(1, index), **SMALL) for index in range(200)]
@@ -36,7 +36,7 @@ def exercise_1() -> None:
             blind[q.kind] += q.answer == seen[q.kind, q.language].most_common(1)[0][0]
     for kind in asked:
         print(f"{kind:12} blind {blind[kind] / asked[kind]:6.1%}")
-    assert blind["self"] == asked["self"]
+    assert blind["self"] > 0.7 * asked["self"]
     assert blind["count"] > asked["count"] / 2
     assert blind["color"] < asked["color"] / 4
 
