@@ -20,7 +20,7 @@ def exercise_1() -> None:
     """There is always one object, so nearly every counting question is answered by "1".
 
     Only where the question names what is not there is it "0". A score proves something by what
-    it has beyond the blind answer: of *self* the blind answer is right four times in five, for
+    it has beyond the blind answer: of *self* the blind answer is right three times in four, for
     only thanks are answered otherwise; of colors it is right about once in eight.
     """
     validation = [scene(scoring_number(0, index), **SMALL) for index in range(100)]
