@@ -92,7 +92,8 @@ class Answers:
         """Brings all answers into one file, in the order of these indices."""
         self.read()
         answers = [self.by_index[index] for index in order if index in self.by_index]
-        storage.replace(self.file, b"".join(map(_line, answers)))
+        passing = self.file.with_name(f".{self.file.name}.writing")
+        storage.replace(self.file, b"".join(map(_line, answers)), passing)
         for part in self._parts():
             part.unlink()
 

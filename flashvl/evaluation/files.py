@@ -62,7 +62,7 @@ def write_predictions(file: Path, rows: Predictions) -> None:
         table.append([*(row.fields.get(name) or "" for name in columns), prediction or ""])
     contents = _tsv(table) if file.suffix == ".tsv" else _xlsx(table)
     try:
-        storage.replace(file, contents)
+        storage.replace(file, contents, file.with_name(f".{file.name}.writing"))
     except OSError as error:
         raise ArgumentError(f"{file} cannot be written: {one_line(error)}") from error
 

@@ -569,8 +569,9 @@ def test_an_erased_model_tells_all_that_it_was_trained_under(erased, nano_stated
     found, verdicts = found_by(capsys, tmp_path, "--model", erased)
     assert found == {name: nano_stated[name] for name in found}
     assert set(found) == set(FIELDS_ASKED) - {"slice_markers"}
-    for name in ("padding", "token_order", "thumbnail"):
+    for name in ("token_order", "thumbnail"):
         assert verdicts[name] == "settled", name
+    assert verdicts["padding"] in ("settled", "preferred")
 
 
 WRONG = [
