@@ -22,9 +22,16 @@ import torch
 from ..assumptions import choices_of
 from ..chat import FlashVL
 from ..device import choose_device, device_failure_as_error
-from ..errors import ArgumentError, CheckpointError, shortened
+from ..errors import ArgumentError, CheckpointError, ConfigError, shortened
 from ..input.prompt import TURN_END
-from ..reading import MAX_INTEGER, is_integer, read_json, read_path, shown
+from ..reading import (
+    MAX_CONFIG_BYTES,
+    MAX_INTEGER,
+    is_integer,
+    read_json,
+    read_path,
+    shown,
+)
 from ..training.folder import LOG, MAX_SHOWN, STATE, kept_for_this_run
 from ..training.loading import loading_failure_as_error
 from ..training.loop import Interrupted, make_optimizers, noted_interrupts, run_stage
@@ -232,7 +239,10 @@ def run(options: argparse.Namespace) -> None:
     folder = options.out or Path("runs") / options.recipe
     recipe = RECIPES[options.recipe]
     if options.config is not None:
-        recipe = with_config(recipe, read_json(options.config))
+        file = read_path(options.config, "file of changes", ConfigError)
+        if not os.path.lexists(file):
+            raise ConfigError(f"there is no file {shown(str(file))}; check the path of --config")
+        recipe = with_config(recipe, read_json(file, max_bytes=MAX_CONFIG_BYTES))
     try:
         train(
             recipe,

@@ -176,6 +176,7 @@ def test_bad_arguments_are_one_line_and_exit_code_2(finished, tmp_path, capsys):
         ["--out", str(finished / "none"), "--resume"],
         ["--device", "nowhere", "--out", str(tmp_path / "new")],
         ["--tower", str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")],
+        ["--config", str(tmp_path / "nowhere.json"), "--out", str(tmp_path / "other")],
     ):
         try:
             code = main(["train", *arguments])
